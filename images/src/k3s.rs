@@ -1,0 +1,276 @@
+//! Where the k3s of a run comes from: named by whoever asks, never guessed, and said in every output.
+
+use std::fmt;
+use std::str::FromStr;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::elf::{self, ElfError};
+use crate::recipe::GuestBinary;
+
+/// Environment variable that names the stand-in's binary.
+pub const STANDIN_ENV: &str = "HARNESS_STANDIN";
+
+/// File name of the stand-in's binary beside the harness.
+pub const STANDIN_NAME: &str = "k3s-standin";
+
+/// Version the stand-in gives itself.
+pub const STANDIN_VERSION: &str = "v0.0.0-standin";
+
+/// Where k3s publishes its releases.
+pub const RELEASE_BASE_URL: &str = "https://github.com/k3s-io/k3s/releases/download";
+
+/// A source of the k3s binary.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum K3sSource {
+    /// A binary on this host: `file:/path/to/k3s`.
+    File(Utf8PathBuf),
+    /// The stand-in that is built with this workspace: `standin`.
+    Standin,
+    /// A published release: `release:v1.35.0+k3s1`.
+    Release(String),
+}
+
+/// A k3s binary that is there and is for the guests' machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct K3sBinary {
+    /// The binary on this host.
+    pub path: Utf8PathBuf,
+    /// SHA-256 of its content, hexadecimal.
+    pub sha256: String,
+    /// What every output calls it.
+    pub label: String,
+    /// Whether it is k3s itself, for labelling only.
+    pub real: bool,
+    /// Debian packages it needs in the image besides the recipe's.
+    pub extra_packages: Vec<String>,
+}
+
+impl K3sBinary {
+    /// The binary as the recipe's guest binary `k3s`.
+    pub fn guest_binary(&self) -> GuestBinary {
+        GuestBinary {
+            name: "k3s".to_owned(),
+            path: self.path.clone(),
+            sha256: self.sha256.clone(),
+            label: self.label.clone(),
+            extra_packages: self.extra_packages.clone(),
+        }
+    }
+}
+
+/// Why a k3s source gave no binary.
+#[derive(Debug, thiserror::Error)]
+pub enum K3sError {
+    /// The text names no source.
+    #[error("{text:?} names no k3s source: expected file:/path/to/k3s, standin or release:VERSION")]
+    Syntax {
+        /// The text.
+        text: String,
+    },
+    /// The version is not one a release can have.
+    #[error("{version:?} is no k3s version: expected one like v1.35.0+k3s1")]
+    Version {
+        /// The text after `release:`.
+        version: String,
+    },
+    /// The binary is no program for the guests.
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// The binary could not be read.
+    #[error("could not read {path}: {source}")]
+    Read {
+        /// The binary.
+        path: Utf8PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The stand-in has not been built.
+    #[error(
+        "the k3s stand-in is not at {looked} and {STANDIN_ENV} is not set: build it with ci/build, \
+         or name a k3s binary by --k3s file:/path/to/k3s"
+    )]
+    StandinMissing {
+        /// Where it was looked for.
+        looked: String,
+    },
+    /// This version of the harness downloads nothing.
+    #[error(
+        "k3s {version} would have to be fetched from {url}, and this version of the harness downloads nothing: \
+         fetch it and say --k3s file:/path/to/k3s, or run on the stand-in by --k3s standin"
+    )]
+    ReleaseUnavailable {
+        /// The version asked for.
+        version: String,
+        /// Where the binary is published.
+        url: String,
+    },
+}
+
+impl FromStr for K3sSource {
+    type Err = K3sError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let syntax = || K3sError::Syntax { text: text.to_owned() };
+        match text.split_once(':') {
+            None if text == "standin" => Ok(Self::Standin),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("release", version)) if !version.is_empty() => {
+                if is_version(version) {
+                    Ok(Self::Release(version.to_owned()))
+                } else {
+                    Err(K3sError::Version { version: version.to_owned() })
+                }
+            }
+            _ => Err(syntax()),
+        }
+    }
+}
+
+impl fmt::Display for K3sSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{path}"),
+            Self::Standin => f.write_str("standin"),
+            Self::Release(version) => write!(f, "release:{version}"),
+        }
+    }
+}
+
+impl Serialize for K3sSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for K3sSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl K3sSource {
+    /// Finds the binary, checks that it is a program for the guests and takes its digest.
+    ///
+    /// # Errors
+    /// Where there is no such binary, or it is for another machine. Nothing falls back to another source.
+    pub fn resolve(&self) -> Result<K3sBinary, K3sError> {
+        match self {
+            Self::File(path) => {
+                let sha256 = check_and_hash(path)?;
+                let label = format!("k3s from {path} (sha256 {})", &sha256[..12]);
+                Ok(K3sBinary { path: path.clone(), sha256, label, real: true, extra_packages: Vec::new() })
+            }
+            Self::Standin => {
+                let path = find_standin(std::env::var(STANDIN_ENV).ok(), std::env::current_exe().ok())?;
+                let sha256 = check_and_hash(&path)?;
+                let label = format!("stand-in {STANDIN_VERSION} (NOT real k3s)");
+                let extra_packages = vec!["etcd-server".to_owned()];
+                Ok(K3sBinary { path, sha256, label, real: false, extra_packages })
+            }
+            Self::Release(version) => {
+                let url = release_url(version, std::env::consts::ARCH);
+                Err(K3sError::ReleaseUnavailable { version: version.clone(), url })
+            }
+        }
+    }
+}
+
+/// Where the binary of a release is published: asset `k3s` for amd64, `k3s-arm64` for arm64; the `+` of a version is
+/// escaped in the URL.
+fn release_url(version: &str, arch: &str) -> String {
+    let asset = if arch == "aarch64" { "k3s-arm64" } else { "k3s" };
+    format!("{RELEASE_BASE_URL}/{}/{asset}", version.replace('+', "%2B"))
+}
+
+/// `vMAJOR.MINOR.PATCH`, then any of `-rc1`, `+k3s1`: what names a release, and nothing that could leave a URL's or a
+/// cache's folder.
+fn is_version(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix('v') else { return false };
+    let core: &str = rest.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Vec<&str> = core.split('.').collect();
+    numbers.len() == 3
+        && numbers.iter().all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        && text.len() <= 64
+        && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+'))
+}
+
+fn check_and_hash(path: &Utf8Path) -> Result<String, K3sError> {
+    elf::check_for_guest(path)?;
+    crate::fs::sha256_file(path).map_err(|source| K3sError::Read { path: path.to_owned(), source })
+}
+
+fn find_standin(env: Option<String>, exe: Option<std::path::PathBuf>) -> Result<Utf8PathBuf, K3sError> {
+    // A path that is named and wrong is an error of its own, said by whoever reads it: it is not looked for elsewhere.
+    if let Some(path) = env.filter(|path| !path.is_empty()) {
+        return Ok(path.into());
+    }
+    let beside = exe
+        .and_then(|exe| Utf8PathBuf::from_path_buf(exe).ok())
+        .and_then(|exe| exe.parent().map(|folder| folder.join(STANDIN_NAME)));
+    match beside {
+        Some(path) if path.is_file() => Ok(path),
+        Some(path) => Err(K3sError::StandinMissing { looked: path.into_string() }),
+        None => Err(K3sError::StandinMissing { looked: format!("{STANDIN_NAME} beside the harness") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_read_as_they_are_shown() {
+        for text in ["standin", "file:/x/k3s", "file:k3s", "release:v1.35.0+k3s1", "release:v1.21.2-rc1+k3s1"] {
+            assert_eq!(text.parse::<K3sSource>().unwrap().to_string(), text);
+        }
+        for text in ["", "stand-in", "file:", "release:", "v1.35.0+k3s1", "release"] {
+            assert!(matches!(text.parse::<K3sSource>(), Err(K3sError::Syntax { .. })), "{text}");
+        }
+        for text in ["release:1.35.0", "release:v1.35", "release:v1.2.3/../..", "release:latest"] {
+            assert!(matches!(text.parse::<K3sSource>(), Err(K3sError::Version { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn serde_uses_the_text() {
+        let source = K3sSource::File("/x/k3s".into());
+        assert_eq!(serde_json::to_string(&source).unwrap(), "\"file:/x/k3s\"");
+        assert_eq!(serde_json::from_str::<K3sSource>("\"file:/x/k3s\"").unwrap(), source);
+        assert!(serde_json::from_str::<K3sSource>("\"nonsense\"").is_err());
+    }
+
+    #[test]
+    fn a_release_names_its_url_and_both_ways_out() {
+        let error = K3sSource::Release("v1.35.0+k3s1".to_owned()).resolve().unwrap_err().to_string();
+        assert!(error.contains("/v1.35.0%2Bk3s1/k3s"), "{error}");
+        assert!(error.contains("--k3s file:") && error.contains("--k3s standin"), "{error}");
+        assert!(release_url("v1.35.0+k3s1", "aarch64").ends_with("/k3s-arm64"));
+    }
+
+    #[test]
+    fn the_stand_in_is_looked_for_in_two_places_only() {
+        let named = find_standin(Some("/named/standin".to_owned()), None).unwrap();
+        assert_eq!(named, "/named/standin");
+
+        let dir = tempfile::tempdir().unwrap();
+        let exe = dir.path().join("harness");
+        let error = find_standin(Some(String::new()), Some(exe.clone())).unwrap_err().to_string();
+        assert!(error.contains("ci/build") && error.contains("k3s-standin"), "{error}");
+
+        std::fs::write(dir.path().join(STANDIN_NAME), "x").unwrap();
+        assert!(find_standin(None, Some(exe)).unwrap().ends_with(STANDIN_NAME));
+    }
+
+    #[test]
+    fn a_file_that_is_no_program_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(dir.path()).unwrap().join("k3s");
+        std::fs::write(&path, "#!/bin/sh\n").unwrap();
+        let error = K3sSource::File(path).resolve().unwrap_err().to_string();
+        assert!(error.contains("is not an ELF program: a script"), "{error}");
+        let missing = K3sSource::File("/nonexistent/k3s".into()).resolve().unwrap_err().to_string();
+        assert!(missing.contains("could not read /nonexistent/k3s"), "{missing}");
+    }
+}
