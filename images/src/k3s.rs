@@ -6,8 +6,10 @@ use std::str::FromStr;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::download::{BASE_URL_ENV, DownloadError, OnEvent, Options};
 use crate::elf::{self, ElfError};
 use crate::recipe::GuestBinary;
+use crate::release::{Arch, Release, is_version};
 
 /// Environment variable that names the stand-in's binary.
 pub const STANDIN_ENV: &str = "HARNESS_STANDIN";
@@ -17,9 +19,6 @@ pub const STANDIN_NAME: &str = "k3s-standin";
 
 /// Version the stand-in gives itself.
 pub const STANDIN_VERSION: &str = "v0.0.0-standin";
-
-/// Where k3s publishes its releases.
-pub const RELEASE_BASE_URL: &str = "https://github.com/k3s-io/k3s/releases/download";
 
 /// A source of the k3s binary.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -95,17 +94,39 @@ pub enum K3sError {
         /// Where it was looked for.
         looked: String,
     },
-    /// This version of the harness downloads nothing.
-    #[error(
-        "k3s {version} would have to be fetched from {url}, and this version of the harness downloads nothing: \
-         fetch it and say --k3s file:/path/to/k3s, or run on the stand-in by --k3s standin"
-    )]
-    ReleaseUnavailable {
+    /// The release is not in the cache and could not be fetched.
+    #[error("k3s {version} could not be had from {url}")]
+    Release {
         /// The version asked for.
         version: String,
         /// Where the binary is published.
         url: String,
+        /// Why not.
+        source: Box<DownloadError>,
     },
+    /// A release was asked for where only this host's files are looked at.
+    #[error("k3s {version} is a release, which only a cache or a download can give")]
+    NotLocal {
+        /// The version asked for.
+        version: String,
+    },
+    /// The program is shutting down.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl K3sError {
+    /// What to do about it, where that is more than the message says.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Release { url, .. } => Some(format!(
+                "fetch {url} elsewhere and say --k3s file:/path/to/k3s, or run on the stand-in by --k3s standin; \
+                 {BASE_URL_ENV} names a mirror"
+            )),
+            _ => None,
+        }
+    }
 }
 
 impl FromStr for K3sSource {
@@ -154,7 +175,8 @@ impl K3sSource {
     /// Finds the binary, checks that it is a program for the guests and takes its digest.
     ///
     /// # Errors
-    /// Where there is no such binary, or it is for another machine. Nothing falls back to another source.
+    /// Where there is no such binary, or it is for another machine. Nothing falls back to another source. A release is
+    /// not on this host: [`K3sSource::resolve_in`] gives it.
     pub fn resolve(&self) -> Result<K3sBinary, K3sError> {
         match self {
             Self::File(path) => {
@@ -169,31 +191,46 @@ impl K3sSource {
                 let extra_packages = vec!["etcd-server".to_owned()];
                 Ok(K3sBinary { path, sha256, label, real: false, extra_packages })
             }
-            Self::Release(version) => {
-                let url = release_url(version, std::env::consts::ARCH);
-                Err(K3sError::ReleaseUnavailable { version: version.clone(), url })
-            }
+            Self::Release(version) => Err(K3sError::NotLocal { version: version.clone() }),
         }
     }
-}
 
-/// Where the binary of a release is published: asset `k3s` for amd64, `k3s-arm64` for arm64; the `+` of a version is
-/// escaped in the URL.
-fn release_url(version: &str, arch: &str) -> String {
-    let asset = if arch == "aarch64" { "k3s-arm64" } else { "k3s" };
-    format!("{RELEASE_BASE_URL}/{}/{asset}", version.replace('+', "%2B"))
-}
+    /// Finds the binary as [`K3sSource::resolve`] does, or takes a release from the cache below `cache`, fetching it into
+    /// it first where it is not there; what is fetched from where is said by the environment ([`Options::from_env`]).
+    ///
+    /// Dropping the future ends a download at once; the next one goes on where it stopped.
+    ///
+    /// # Errors
+    /// As for [`K3sSource::resolve`], and where a release cannot be had or is not what was published.
+    pub async fn resolve_in(&self, cache: &Utf8Path, on_event: OnEvent<'_>) -> Result<K3sBinary, K3sError> {
+        self.resolve_with(cache, &Options::from_env(), on_event).await
+    }
 
-/// `vMAJOR.MINOR.PATCH`, then any of `-rc1`, `+k3s1`: what names a release, and nothing that could leave a URL's or a
-/// cache's folder.
-fn is_version(text: &str) -> bool {
-    let Some(rest) = text.strip_prefix('v') else { return false };
-    let core: &str = rest.split(['-', '+']).next().unwrap_or_default();
-    let numbers: Vec<&str> = core.split('.').collect();
-    numbers.len() == 3
-        && numbers.iter().all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-        && text.len() <= 64
-        && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+'))
+    /// As [`K3sSource::resolve_in`], with everything the environment would say given.
+    ///
+    /// # Errors
+    /// As for [`K3sSource::resolve_in`].
+    pub async fn resolve_with(
+        &self,
+        cache: &Utf8Path,
+        options: &Options,
+        on_event: OnEvent<'_>,
+    ) -> Result<K3sBinary, K3sError> {
+        let Self::Release(version) = self else {
+            // Reading a binary whole takes its time, in which a run can be interrupted.
+            let source = self.clone();
+            return tokio::task::spawn_blocking(move || source.resolve()).await.map_err(|_| K3sError::Interrupted)?;
+        };
+        let arch = Arch::host().ok_or_else(|| ElfError::UnsupportedHost { arch: std::env::consts::ARCH.to_owned() })?;
+        let release = Release::new(version, arch).ok_or_else(|| K3sError::Version { version: version.clone() })?;
+        let file = release.binary(cache, options, on_event).await.map_err(|source| K3sError::Release {
+            version: version.clone(),
+            url: release.binary_url(options),
+            source: Box::new(source),
+        })?;
+        let label = format!("k3s {version} (release, sha256 {})", file.sha256.get(..12).unwrap_or_default());
+        Ok(K3sBinary { path: file.path, sha256: file.sha256, label, real: true, extra_packages: Vec::new() })
+    }
 }
 
 fn check_and_hash(path: &Utf8Path) -> Result<String, K3sError> {
@@ -242,11 +279,9 @@ mod tests {
     }
 
     #[test]
-    fn a_release_names_its_url_and_both_ways_out() {
-        let error = K3sSource::Release("v1.35.0+k3s1".to_owned()).resolve().unwrap_err().to_string();
-        assert!(error.contains("/v1.35.0%2Bk3s1/k3s"), "{error}");
-        assert!(error.contains("--k3s file:") && error.contains("--k3s standin"), "{error}");
-        assert!(release_url("v1.35.0+k3s1", "aarch64").ends_with("/k3s-arm64"));
+    fn a_release_is_not_looked_for_among_files() {
+        let error = K3sSource::Release("v1.35.0+k3s1".to_owned()).resolve().unwrap_err();
+        assert!(matches!(error, K3sError::NotLocal { .. }), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod build;
 pub mod contain;
 mod cpio;
+pub mod download;
 pub mod elf;
 mod error;
 pub mod fs;
@@ -17,6 +18,7 @@ mod lock;
 mod manifest;
 pub mod overlay;
 pub mod recipe;
+pub mod release;
 pub mod retry;
 mod rootfs;
 pub mod seed;

@@ -3,8 +3,10 @@
 //! Each has a base, which is ample on hardware KVM with a core for every vCPU, multiplied by what makes this lab slower.
 //! A deadline costs nothing unless something hangs: a phase ends when its event comes, and fails early when a VM dies.
 
+use std::time::Duration;
+
 use super::Inputs;
-use super::model::{NodePlan, Oversubscription, PhasePlan, PhaseScope, PrewarmPlan};
+use super::model::{NodePlan, Oversubscription, PhasePlan, PhaseScope, Plan, PrewarmPlan};
 use crate::scenario::{Phase, Scenario};
 
 /// No deadline grows by more than this for the guests' speed.
@@ -78,6 +80,22 @@ pub(super) fn phases(
         phase(Phase::Collect, EachNode, &all, 15_000, Guest),
         phase(Phase::Teardown, Lab, &all, 30_000, Fixed("not scaled: ends with SIGKILL")),
     ]
+}
+
+impl Plan {
+    /// Lets the first phase wait this much longer, for other labs on this machine to end.
+    #[must_use]
+    pub fn wait_for_host(mut self, wait_max: Duration) -> Self {
+        if let Some(preflight) = self.phases.iter_mut().find(|planned| planned.phase == Phase::Preflight)
+            && !wait_max.is_zero()
+        {
+            let wait_ms = u64::try_from(wait_max.as_millis()).unwrap_or(u64::MAX);
+            preflight.deadline_ms = preflight.deadline_ms.saturating_add(wait_ms);
+            preflight.scaled_by =
+                format!("{}; {:.0} s more for other labs to end", preflight.scaled_by, seconds(wait_ms));
+        }
+        self
+    }
 }
 
 /// Milliseconds times a factor, to the next tenth of a second.

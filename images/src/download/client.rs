@@ -120,9 +120,7 @@ impl Client {
         let after = self.options.connect_timeout + self.options.stall_timeout;
         match tokio::time::timeout(after, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
-                Err(classify(&shown(url), self.options.proxies.shown(url.scheme()).as_deref(), &error))
-            }
+            Ok(Err(error)) => Err(classify(&shown(url), self.options.proxies.shown(url.scheme()).as_deref(), &error)),
             Err(_) => Err(DownloadError::Stalled { url: shown(url), began: false, after }),
         }
     }
@@ -163,12 +161,7 @@ impl Client {
     }
 
     /// Reads a small text whole.
-    pub(super) async fn text(
-        &self,
-        url: &Url,
-        max_bytes: u64,
-        on_event: OnEvent<'_>,
-    ) -> Result<String, DownloadError> {
+    pub(super) async fn text(&self, url: &Url, max_bytes: u64, on_event: OnEvent<'_>) -> Result<String, DownloadError> {
         let body = self.retried(url, on_event, || async {
             let mut answer = self.open(url, None).await?;
             answer.expect_plain()?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 
 use crate::elf::ElfError;
+use crate::fs::FolderError;
 use crate::retry::Class;
 
 /// Why a file could not be downloaded. URLs are shown without the password they may carry.
@@ -162,6 +163,9 @@ pub enum DownloadError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The cache lies where no download may be kept.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The lock of the download could not be had.
     #[error("could not lock the download: {reason}")]
     Lock {
@@ -237,7 +241,7 @@ fn connection_may_pass(io: Option<ErrorKind>, timed_out: bool) -> bool {
 
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     // A bound, should an error ever name itself as its cause.
-    std::iter::successors(Some(error), |error| error.source()).take(16)
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| StdError::source(*error)).take(16)
 }
 
 fn innermost(error: &reqwest::Error) -> String {

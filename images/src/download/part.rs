@@ -84,13 +84,15 @@ impl Wanted {
 
     fn write_note(&self, note: &Note) -> Result<(), DownloadError> {
         let path = self.note_path();
-        let text = serde_json::to_vec(note).map_err(|error| DownloadError::io("write", path.as_path())(error.into()))?;
+        let text =
+            serde_json::to_vec(note).map_err(|error| DownloadError::io("write", path.as_path())(error.into()))?;
         std::fs::write(&path, text).map_err(DownloadError::io("write", path.as_path()))
     }
 }
 
 /// Fetches what is missing; afterwards the part is the whole file, has its digest and is on the disk.
 pub(crate) async fn fetch(client: &Client, wanted: &Wanted, on_event: OnEvent<'_>) -> Result<u64, DownloadError> {
+    let mut again = false;
     loop {
         let resumed = client.retried(&wanted.url, on_event, || attempt(client, wanted, on_event)).await?;
         let (found, bytes, note) = judge(&wanted.part, Arc::clone(&wanted.lock)).await?;
@@ -99,10 +101,11 @@ pub(crate) async fn fetch(client: &Client, wanted: &Wanted, on_event: OnEvent<'_
         }
         wanted.discard()?;
         let url = shown(&wanted.url);
-        if !resumed {
+        // A file in one piece is what the server serves; one of several pieces gets one other chance.
+        if !resumed || again {
             return Err(DownloadError::Digest { url, found, expected: wanted.sha256.clone(), note });
         }
-        // Nothing is left to continue, so the next round is the last.
+        again = true;
         on_event(DownloadEvent::Restarted { url });
     }
 }
@@ -125,8 +128,9 @@ async fn attempt(client: &Client, wanted: &Wanted, on_event: OnEvent<'_>) -> Res
             return Err(error);
         }
     };
-    let length = answer.length();
-    let total = length.map(|length| start + length);
+    // A server may send less than the rest; the range says how much there is in all.
+    let in_range = answer.content_range().and_then(|(_, total)| total);
+    let total = in_range.or_else(|| answer.length().map(|length| start.saturating_add(length)));
     let too_large = || DownloadError::TooLarge { url: shown(&wanted.url), limit: wanted.max_bytes };
     if total.is_some_and(|total| total > wanted.max_bytes) {
         return Err(too_large());
@@ -157,7 +161,13 @@ async fn attempt(client: &Client, wanted: &Wanted, on_event: OnEvent<'_>) -> Res
         on_event(DownloadEvent::Progress { received, total });
     }
     writer.flush().await?;
-    Ok(start > 0)
+    match total {
+        Some(total) if received != total => {
+            let reason = format!("{received} of {total} bytes came");
+            Err(DownloadError::Broken { url: answer.url().to_owned(), reason })
+        }
+        _ => Ok(start > 0),
+    }
 }
 
 /// Where in the file the body of an answer begins.

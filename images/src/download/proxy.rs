@@ -38,9 +38,7 @@ impl ProxyVars {
     /// The proxies a client is given.
     pub(super) fn proxies(&self) -> Result<Vec<Proxy>, DownloadError> {
         let mut proxies = Vec::with_capacity(2);
-        for (scheme, own, variable) in
-            [("http", &self.http, "http_proxy"), ("https", &self.https, "https_proxy")]
-        {
+        for (scheme, own, variable) in [("http", &self.http, "http_proxy"), ("https", &self.https, "https_proxy")] {
             let (text, variable) = match (own, &self.all) {
                 (Some(text), _) => (text, variable),
                 (None, Some(text)) => (text, "all_proxy"),
@@ -48,7 +46,8 @@ impl ProxyVars {
             };
             let url = parse(text, variable)?;
             let proxy = if scheme == "http" { Proxy::http(url) } else { Proxy::https(url) };
-            let proxy = proxy.map_err(|error| DownloadError::Proxy { variable, reason: error.without_url().to_string() })?;
+            let proxy =
+                proxy.map_err(|error| DownloadError::Proxy { variable, reason: error.without_url().to_string() })?;
             proxies.push(proxy.no_proxy(self.none.as_deref().and_then(NoProxy::from_string)));
         }
         Ok(proxies)
@@ -96,6 +95,9 @@ mod tests {
         assert_eq!(read.shown("https").as_deref(), Some("proxy.example:3128"));
         assert_eq!(read.proxies().unwrap().len(), 2);
         let error = vars(&[("all_proxy", "socks5://me:secret@p:1")]).proxies().unwrap_err().to_string();
-        assert_eq!(error, "all_proxy names no usable proxy: proxies of kind socks5 are not spoken to, only http and https ones");
+        assert_eq!(
+            error,
+            "all_proxy names no usable proxy: proxies of kind socks5 are not spoken to, only http and https ones"
+        );
     }
 }

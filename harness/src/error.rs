@@ -1,0 +1,77 @@
+//! Errors at the edge of the binary: a cause chain, a hint, and who is to blame.
+
+use crate::exit::Blame;
+
+/// An error a command ends with.
+#[derive(Debug)]
+pub struct CommandError {
+    /// Who is to blame; decides the exit code.
+    pub blame: Blame,
+    /// Outermost first, each a lowercase fragment.
+    pub chain: Vec<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl CommandError {
+    /// An error with its chain of causes taken from `source()`.
+    pub fn new(blame: Blame, context: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut chain = vec![context.into()];
+        chain.extend(chain_of(error));
+        Self { blame, chain, hint: None }
+    }
+
+    /// An error that stands for itself.
+    pub fn plain(blame: Blame, message: impl Into<String>) -> Self {
+        Self { blame, chain: vec![message.into()], hint: None }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The error as it is printed to a person.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        for (depth, part) in self.chain.iter().enumerate() {
+            let lead = if depth == 0 { "error: " } else { "  caused by: " };
+            for (n, line) in part.lines().enumerate() {
+                if n == 0 {
+                    out.push_str(lead);
+                } else {
+                    out.push_str("    ");
+                }
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+        if let Some(hint) = &self.hint {
+            out.push_str("hint: ");
+            out.push_str(hint);
+            out.push('\n');
+        }
+        out
+    }
+}
+
+/// The messages of an error and its sources, outermost first, without repeating what a message already quotes.
+#[must_use]
+pub fn chain_of(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let message = error.to_string();
+        if !chain.last().is_some_and(|last| last.contains(&message)) {
+            chain.push(message);
+        }
+        next = error.source();
+        if chain.len() >= 16 {
+            break;
+        }
+    }
+    chain
+}

@@ -1,0 +1,160 @@
+//! boot: overlays and seeds are laid, the VMs start, and each answers over SSH with the host key of its seed.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use camino::Utf8Path;
+use futures::future::try_join_all;
+use images::guest::SEED_FAILED_MARK;
+use images::seed::SeedFile;
+use kvm::Vm;
+use tokio::sync::Notify;
+
+use crate::exit::Blame;
+use crate::failure::Failure;
+use crate::formation::context::{Context, Done};
+use crate::guest::{Guest, GuestError, KeyPair, SshTarget, generate_ed25519};
+use crate::lab::evidence::EvidencePump;
+use crate::lab::{Lab, OwnedTools};
+use crate::plan::{NodePlan, Phase};
+use crate::seedfiles::{self, NodeKeys};
+
+/// A node's keys and the id of the seed they are in.
+pub(super) struct NodeSeed {
+    /// The key the guest's sshd will show.
+    pub(super) host_key: KeyPair,
+    /// The seed's id.
+    pub(super) id: String,
+    files: Vec<SeedFile>,
+}
+
+/// The run's own key and every node's seed.
+pub(super) struct Seeds {
+    client_key: KeyPair,
+    nodes: BTreeMap<String, NodeSeed>,
+}
+
+impl Seeds {
+    /// Makes the keys of a run and what goes into each node's seed.
+    ///
+    /// # Errors
+    /// A bug in the harness, or no entropy.
+    pub(super) fn make(cx: &Context) -> Result<Self, Failure> {
+        let key = |comment: &str| {
+            generate_ed25519(comment).map_err(|error| Failure::from_error(Blame::Harness, "making an SSH key", &error))
+        };
+        let client_key = key(&format!("harness-{}", cx.plan.lab))?;
+        let mut nodes = BTreeMap::new();
+        for node in &cx.plan.nodes {
+            let host_key = key(&node.name)?;
+            let keys = NodeKeys {
+                host_private: host_key.private_openssh.clone(),
+                host_public: host_key.public_openssh.clone(),
+                authorized: client_key.public_openssh.clone(),
+            };
+            let files = seedfiles::seed_files(&cx.plan, node, &keys);
+            nodes.insert(node.name.clone(), NodeSeed { host_key, id: images::seed::id(&files), files });
+        }
+        Ok(Self { client_key, nodes })
+    }
+
+    /// A node's seed.
+    ///
+    /// # Errors
+    /// A bug in the harness.
+    pub(super) fn node(&self, name: &str) -> Result<&NodeSeed, Failure> {
+        self.nodes.get(name).ok_or_else(|| Failure::new(Blame::Harness, format!("no seed was made for {name}")))
+    }
+}
+
+/// Lays every node's overlay on the base image, and its seed beside it.
+///
+/// # Errors
+/// The environment's failure.
+pub(super) async fn lay_disks(
+    cx: &Context,
+    tools: &OwnedTools,
+    seeds: &Seeds,
+    base: &Utf8Path,
+    disks: &Utf8Path,
+) -> Result<(), Failure> {
+    for node in &cx.plan.nodes {
+        let seed = seeds.node(&node.name)?;
+        let path = disks.join(format!("{}.seed", node.name));
+        images::seed::write(&seed.files, &seed.id, &path)
+            .map_err(|error| Failure::from_error(Blame::Environment, "writing a seed", &error).on(&node.name))?;
+        let overlay = disks.join(format!("{}.qcow2", node.name));
+        images::overlay::create(base, &overlay, tools)
+            .await
+            .map_err(|error| Failure::from_error(Blame::Environment, "making an overlay", &error).on(&node.name))?;
+    }
+    Ok(())
+}
+
+/// Starts all VMs and waits until each answers over SSH; the consoles and journals are followed from here on.
+///
+/// # Errors
+/// The environment's failure; a host key that is not the seed's is never retried.
+pub(super) async fn boot(
+    cx: &Context,
+    lab: &mut Lab,
+    pump: &mut EvidencePump,
+    seeds: &Seeds,
+) -> Result<BTreeMap<String, Guest>, Failure> {
+    let mut starting = Vec::new();
+    for node in &cx.plan.nodes {
+        // QEMU writes its console and its own words there.
+        cx.record.node(&node.name).map_err(|error| {
+            Failure::from_error(Blame::Environment, "making the folder of a node's records", &error)
+                .in_phase(Phase::Boot)
+        })?;
+        let vm = lab.add_vm(node.vm.clone()).await.map_err(|failure| failure.in_phase(Phase::Boot))?;
+        let hint = Arc::new(Notify::new());
+        pump.follow_console(node.name.clone(), node.vm.console_log.clone(), SEED_FAILED_MARK, Arc::clone(&hint));
+        starting.push((node, vm, hint));
+    }
+    let guests = try_join_all(starting.into_iter().map(|(node, vm, hint)| boot_one(cx, node, vm, hint, seeds))).await?;
+    for guest in &guests {
+        match cx.record.node(guest.node()) {
+            Ok(dir) => pump.follow_journal(guest.clone(), dir.join("journal.log")),
+            Err(error) => cx.sink.warn(format!("the journal of {} is not kept: {error}", guest.node())),
+        }
+    }
+    Ok(guests.into_iter().map(|guest| (guest.node().to_owned(), guest)).collect())
+}
+
+async fn boot_one(
+    cx: &Context,
+    node: &NodePlan,
+    vm: Arc<Vm>,
+    hint: Arc<Notify>,
+    seeds: &Seeds,
+) -> Result<Guest, Failure> {
+    cx.phase(Phase::Boot, Some(&node.name), "the guest to answer over SSH with its own host key", async {
+        let port = vm.ssh_port().await.map_err(|error| {
+            Failure::from_error(Blame::Environment, "finding the guest's forwarded SSH port", &error)
+        })?;
+        let seed = seeds.node(&node.name)?;
+        let key_error = |error: GuestError| Failure::from_error(Blame::Harness, "reading an SSH key", &error);
+        let target = SshTarget {
+            node: node.name.clone(),
+            addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            user: "root".to_owned(),
+            host_key: seed.host_key.public().map_err(key_error)?,
+            identity: Arc::new(seeds.client_key.private().map_err(key_error)?),
+            patience: cx.slowdown,
+        };
+        // The phase's own deadline ends the wait; this one only bounds it.
+        let guest = Guest::connect_hinted(target, cx.deadline(Phase::Boot), &hint).await.map_err(|error| {
+            let failure = Failure::from_error(Blame::Environment, "waiting for the guest to answer over SSH", &error);
+            if matches!(error, GuestError::HostKeyMismatch { .. }) {
+                failure.hint("whoever answers on the forwarded port is not the guest this run has seeded")
+            } else {
+                failure.hint(format!("nodes/{}/console.log in the run folder shows how far the guest came", node.name))
+            }
+        })?;
+        Ok(Done::new(guest, "answers over SSH"))
+    })
+    .await
+}

@@ -1,0 +1,169 @@
+//! join: one joiner at a time; settle: the cluster stays good for a whole period after each.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::broadcast;
+
+use crate::cluster;
+use crate::failure::Failure;
+use crate::formation::context::{Context, Done, millis};
+use crate::formation::primary::{Cluster, describe, expected, open_api, restarts_note, wait_ready};
+use crate::formation::unit;
+use crate::guest::Guest;
+use crate::lab::evidence::NodeEntry;
+use crate::plan::{NodePlan, Phase};
+use crate::reporter::human_ms;
+
+/// How often the cluster is looked at while it settles, from the host.
+const LOOK_EVERY: Duration = Duration::from_millis(1000);
+
+/// Starts k3s on a joiner and waits until its node is Ready with its roles, as the first server sees it.
+///
+/// # Errors
+/// The product's or the environment's failure.
+pub(super) async fn join(
+    cx: &Context,
+    guest: &Guest,
+    node: &NodePlan,
+    cluster: &Cluster,
+    entries: broadcast::Receiver<Arc<NodeEntry>>,
+) -> Result<(), Failure> {
+    cx.phase(Phase::Join, Some(&node.name), format!("{} up and the node Ready", node.k3s_unit), async {
+        unit::configure_and_start(cx, guest, node, Some(&cluster.token)).await?;
+        let exits = unit::wait_started(cx, guest, &node.k3s_unit, entries).await?;
+        cx.sink.progress(Phase::Join, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
+        let nodes = wait_ready(cx, Phase::Join, &cluster.api, &[expected(node)]).await;
+        Ok(Done::new((), format!("{}{}", describe(&nodes), restarts_note(exits))))
+    })
+    .await
+}
+
+/// Watches etcd and `/readyz` of every server until they were good for a whole settle period in a row.
+///
+/// # Errors
+/// What was last wrong, when the deadline is over.
+pub(super) async fn settle(
+    cx: &Context,
+    servers: &[(&NodePlan, Guest)],
+    cluster: &Cluster,
+    after: &str,
+) -> Result<(), Failure> {
+    let period = Duration::from_millis(cx.plan.settle_ms);
+    let waits_for = format!("etcd and /readyz good for {} in a row", human_ms(millis(period)));
+    cx.phase(Phase::Settle, Some(after), waits_for, async {
+        let mut apis = Vec::new();
+        for (node, guest) in servers {
+            let (api, forward) = open_api(guest, &cluster.kubeconfig).await?;
+            apis.push((*node, guest.clone(), api, forward));
+        }
+        let mut good_since: Option<Instant> = None;
+        let mut disturbances = 0_u32;
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let mut trouble = None;
+            for (node, guest, api, _) in &apis {
+                if let Err(why) = look(cx, guest, api).await {
+                    trouble = Some(format!("{}: {why}", node.name));
+                    break;
+                }
+            }
+            match trouble {
+                None => {
+                    let since = *good_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= period {
+                        let note = format!("good on {} for {}", names(servers), human_ms(millis(since.elapsed())));
+                        return Ok(Done::new((), note).after(disturbances + 1));
+                    }
+                }
+                Some(why) => {
+                    if good_since.take().is_some() || disturbances == 0 {
+                        disturbances += 1;
+                    }
+                    cx.sink.progress(Phase::Settle, Some(after), format!("not settled: {why}"));
+                }
+            }
+        }
+    })
+    .await
+}
+
+fn names(servers: &[(&NodePlan, Guest)]) -> String {
+    servers.iter().map(|(node, _)| node.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// One look at one server.
+async fn look(cx: &Context, guest: &Guest, api: &cluster::ClusterApi) -> Result<(), String> {
+    let health = cluster::health(guest, cx.limit(Duration::from_secs(3))).await.map_err(|error| error.to_string())?;
+    if !health.healthy {
+        return Err(format!("etcd is unhealthy: {}", health.reason));
+    }
+    let readyz = api.readyz().await.map_err(|error| error.to_string())?;
+    if !readyz.ok {
+        return Err(format!("/readyz fails {}", readyz.failing.join(", ")));
+    }
+    Ok(())
+}
+
+/// verify: all nodes Ready with the expected roles, etcd members as planned, `/readyz` good on every server.
+///
+/// # Errors
+/// What is not as planned.
+pub(super) async fn verify(cx: &Context, servers: &[(&NodePlan, Guest)], cluster: &Cluster) -> Result<(), Failure> {
+    cx.phase(Phase::Verify, None, "all nodes Ready, etcd members as planned, /readyz good on every server", async {
+        let wanted = cx.plan.nodes.iter().map(expected).collect::<Vec<_>>();
+        let nodes = wait_ready(cx, Phase::Verify, &cluster.api, &wanted).await;
+        if let Some(stranger) = nodes.iter().find(|node| cx.plan.node(&node.name).is_none()) {
+            return Err(Failure::product(format!("the cluster has a node the plan does not know: {}", stranger.name)));
+        }
+        for node in &cx.plan.nodes {
+            let seen = nodes.iter().find(|seen| seen.name == node.name).and_then(|seen| seen.internal_ip.clone());
+            if seen.as_deref() != Some(node.cluster_ip.to_string().as_str()) {
+                let seen = seen.unwrap_or_else(|| "none".to_owned());
+                return Err(Failure::product(format!(
+                    "InternalIP of {} is {seen}, plan says {}",
+                    node.name, node.cluster_ip
+                )));
+            }
+        }
+        for (node, guest) in servers {
+            check_members(cx, node, guest).await?;
+            let (api, _forward) = open_api(guest, &cluster.kubeconfig).await?;
+            look(cx, guest, &api).await.map_err(|why| Failure::product(why).on(&node.name))?;
+        }
+        Ok(Done::new((), format!("{}; {} etcd members", describe(&nodes), servers.len())))
+    })
+    .await
+}
+
+/// The etcd members one server knows are the plan's servers, all voting.
+async fn check_members(cx: &Context, node: &NodePlan, guest: &Guest) -> Result<(), Failure> {
+    let limit = cx.limit(Duration::from_secs(5));
+    let ask = async {
+        let peer = cluster::EtcdPeer::load(guest, limit).await?;
+        peer.members(IpAddr::from(node.cluster_ip), limit).await
+    };
+    let members = ask.await.map_err(|error| {
+        Failure::from_error(crate::exit::Blame::Product, "listing the etcd members", &error).on(&node.name)
+    })?;
+    let mut seen = members.iter().map(|member| (member.peer_urls.join(","), member.is_learner)).collect::<Vec<_>>();
+    seen.sort();
+    let mut planned =
+        cx.plan.servers().map(|server| (format!("https://{}:2380", server.cluster_ip), false)).collect::<Vec<_>>();
+    planned.sort();
+    if seen == planned {
+        return Ok(());
+    }
+    let show = |members: &[(String, bool)]| {
+        members
+            .iter()
+            .map(|(url, learner)| format!("{url}{}", if *learner { " (learner)" } else { "" }))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    Err(Failure::product(format!("etcd members of {} are {}, plan says {}", node.name, show(&seen), show(&planned)))
+        .on(&node.name))
+}

@@ -1,0 +1,205 @@
+//! The formation: one run from the first check to the last cleaning-up, phase by phase.
+
+mod boot;
+mod collect;
+pub mod context;
+mod identify;
+pub mod image;
+mod join;
+mod network;
+pub mod preflight;
+mod prewarm;
+mod primary;
+pub mod report;
+mod sanitize;
+mod unit;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use images::k3s::K3sBinary;
+use images::recipe::Recipe;
+use kvm::Supervisor;
+use verdict::Classifier;
+
+use crate::event::EventSink;
+use crate::exit::Blame;
+use crate::failure::Failure;
+use crate::guest::Guest;
+use crate::lab::evidence::EvidencePump;
+use crate::lab::ledger::Admission;
+use crate::lab::{AlarmBell, Guard, Lab, LabDirs, OwnedTools};
+use crate::plan::{NodePlan, Phase, Plan};
+use crate::record::{Folders, RunDir};
+use crate::scenario::Role;
+use context::Context;
+use report::Ended;
+
+/// How long what is left of the run's processes may take to end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Everything a run stands on; all of it is there before anything is started.
+pub struct Ingredients {
+    /// The plan, still with stand-ins for the image's paths.
+    pub plan: Plan,
+    /// The recipe of the guest image.
+    pub recipe: Recipe,
+    /// The k3s under test.
+    pub k3s: K3sBinary,
+    /// Where things are kept.
+    pub folders: Folders,
+    /// The lab's own folders.
+    pub dirs: LabDirs,
+    /// The run folder.
+    pub record: RunDir,
+    /// Starts and ends processes.
+    pub supervisor: Supervisor,
+    /// Raises the alarm.
+    pub bell: AlarmBell,
+    /// Hears it.
+    pub guard: Guard,
+    /// Where events go.
+    pub sink: EventSink,
+    /// Classifies evidence while it happens.
+    pub classifier: Classifier,
+    /// Admits the lab to this machine.
+    pub admission: Admission,
+}
+
+/// Runs a formation to its end, whichever it is, and takes everything down again.
+pub async fn run(ingredients: Ingredients) -> Ended {
+    let Ingredients { plan, recipe, k3s, folders, dirs, record, supervisor, bell, guard, sink, classifier, admission } =
+        ingredients;
+    let tools = OwnedTools::new(supervisor.clone());
+    let mut cx = Context::new(plan, sink.clone(), guard, record);
+    let mut lab = Lab::new(supervisor.clone(), bell.clone(), sink.clone());
+    let mut pump = EvidencePump::new(classifier, bell, sink);
+    let mut guests = BTreeMap::new();
+
+    let mut formed = prepare(&mut cx, &tools, &recipe, &k3s, &folders, &dirs, &admission).await;
+    if let Ok(prepared) = &formed {
+        formed = form(&cx, &tools, &dirs, prepared, &mut lab, &mut pump, &mut guests).await.map(|()| prepared.clone());
+    }
+    let failure = formed.err();
+
+    if failure.as_ref().is_some_and(|failure| failure.blame == Blame::Interrupted) {
+        cx.skip(Phase::Collect, "interrupted");
+    } else {
+        collect::collect(&cx, &guests, failure.is_some()).await;
+    }
+    let (classifier, restarts) = pump.finish().await;
+    let leftovers = teardown(&cx, lab, guests, &supervisor, dirs).await;
+    Ended { failure, leftovers, restarts, classifier, phases: cx.records(), plan: cx.plan, record: cx.record }
+}
+
+/// What the image phase hands to those after it.
+#[derive(Clone)]
+struct Prepared {
+    image: images::store::Image,
+}
+
+/// Up to the point where something long-lived is started.
+async fn prepare(
+    cx: &mut Context,
+    tools: &OwnedTools,
+    recipe: &Recipe,
+    k3s: &K3sBinary,
+    folders: &Folders,
+    dirs: &LabDirs,
+    admission: &Admission,
+) -> Result<Prepared, Failure> {
+    let store = image::open_store(folders)?;
+    cx.ticket = Some(preflight::preflight(cx, tools, dirs.disks(), &folders.cache, admission).await?);
+    let image = image::image(cx, &store, tools, recipe, k3s).await?;
+    for node in &mut cx.plan.nodes {
+        node.vm.kernel.clone_from(&image.kernel);
+        node.vm.initrd.clone_from(&image.initrd);
+        node.argv = kvm::argv(&node.vm);
+    }
+    if let Err(error) = cx.record.write_json("plan.json", &cx.plan) {
+        cx.sink.warn(format!("the plan is not kept: {error}"));
+    }
+    Ok(Prepared { image })
+}
+
+/// From the switches to the verified cluster.
+async fn form(
+    cx: &Context,
+    tools: &OwnedTools,
+    dirs: &LabDirs,
+    prepared: &Prepared,
+    lab: &mut Lab,
+    pump: &mut EvidencePump,
+    guests: &mut BTreeMap<String, Guest>,
+) -> Result<(), Failure> {
+    network::start_switches(cx, lab).await?;
+    let seeds = boot::Seeds::make(cx)?;
+    boot::lay_disks(cx, tools, &seeds, &prepared.image.root, dirs.disks())
+        .await
+        .map_err(|failure| failure.in_phase(Phase::Boot))?;
+    *guests = boot::boot(cx, lab, pump, &seeds).await?;
+
+    let every = cx.plan.nodes.iter().filter_map(|node| Some((node, guests.get(&node.name)?))).collect::<Vec<_>>();
+    let interfaces = every.iter().map(|(node, guest)| network::check_interfaces(cx, guest, node));
+    futures::future::try_join_all(interfaces).await?;
+    let mut expected = BTreeMap::new();
+    for (node, _) in &every {
+        let seed = seeds.node(&node.name)?.id.clone();
+        expected.insert(node.name.as_str(), identify::Identity { seed, image: prepared.image.id.clone() });
+    }
+    let identities = every.iter().filter_map(|(node, guest)| {
+        let identity = expected.get(node.name.as_str())?;
+        Some(identify::identify(cx, guest, node, identity))
+    });
+    futures::future::try_join_all(identities).await?;
+    network::check_paths(cx, guests).await?;
+    futures::future::try_join_all(every.iter().map(|(_, guest)| sanitize::sanitize(cx, guest))).await?;
+
+    let guest = |node: &NodePlan| {
+        guests
+            .get(&node.name)
+            .cloned()
+            .ok_or_else(|| Failure::new(Blame::Harness, format!("{} was never reached", node.name)))
+    };
+    let first = cx.first_server()?;
+    let cluster = primary::primary(cx, &guest(first)?, pump.subscribe()).await?;
+    let mut servers = vec![(first, guest(first)?)];
+    if cx.plan.nodes.len() == 1 {
+        cx.skip(Phase::Prewarm, "a cluster of one");
+        cx.skip(Phase::Join, "a cluster of one");
+        join::settle(cx, &servers, &cluster, &first.name).await?;
+    }
+    for node in cx.plan.joiners() {
+        let joiner = guest(node)?;
+        prewarm::prewarm(cx, &joiner).await?;
+        join::join(cx, &joiner, node, &cluster, pump.subscribe()).await?;
+        if node.role == Role::Server {
+            servers.push((node, joiner));
+        }
+        join::settle(cx, &servers, &cluster, &node.name).await?;
+    }
+    join::verify(cx, &servers, &cluster).await
+}
+
+/// Takes everything down; what would not go is returned in words.
+async fn teardown(
+    cx: &Context,
+    lab: Lab,
+    guests: BTreeMap<String, Guest>,
+    supervisor: &Supervisor,
+    dirs: LabDirs,
+) -> Vec<String> {
+    let began = cx.begin(Phase::Teardown, "every process and file of the lab to be gone");
+    for guest in guests.into_values() {
+        // A guest that hangs must not hold up its own end.
+        let _ = tokio::time::timeout(Duration::from_millis(500), guest.disconnect()).await;
+    }
+    let mut leftovers = lab.teardown().await;
+    leftovers.extend(supervisor.shutdown(GRACE).await.iter().map(ToString::to_string));
+    if let Err(error) = dirs.remove() {
+        leftovers.push(crate::error::chain_of(&error).join(": "));
+    }
+    let note = if leftovers.is_empty() { "nothing is left".to_owned() } else { leftovers.join("; ") };
+    cx.end(Phase::Teardown, began, leftovers.is_empty(), note);
+    leftovers
+}

@@ -1,0 +1,182 @@
+//! network: the switches on the host, then the profile's interfaces in every guest and the paths between them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use tokio::io::AsyncReadExt as _;
+
+use crate::exit::Blame;
+use crate::failure::Failure;
+use crate::formation::context::{Context, Done};
+use crate::guest::Guest;
+use crate::lab::Lab;
+use crate::plan::{GuestCheck, NodePlan, Phase};
+
+/// How often a path is tried: the first frames may be lost while a bond and the switches learn who is where.
+const PATH_ATTEMPTS: u32 = 3;
+
+/// Starts the plan's switches and joins them.
+///
+/// # Errors
+/// The environment's failure.
+pub(super) async fn start_switches(cx: &Context, lab: &mut Lab) -> Result<(), Failure> {
+    let plan = &cx.plan;
+    cx.phase(Phase::Network, None, "the switches and their VLAN trunks", async {
+        for switch in &plan.switches {
+            lab.add_switch(switch.clone()).await?;
+        }
+        let position = |name: &str| {
+            plan.switches
+                .iter()
+                .position(|switch| switch.name == name)
+                .ok_or_else(|| Failure::new(Blame::Harness, format!("the plan links an unknown switch {name}")))
+        };
+        for link in &plan.links {
+            lab.add_link((position(&link.a.switch)?, link.a.port), (position(&link.b.switch)?, link.b.port)).await?;
+        }
+        Ok(Done::new((), format!("{} switches, {} links", plan.switches.len(), plan.links.len())))
+    })
+    .await
+}
+
+/// Looks that a guest's own interfaces are as planned: addresses up, VLAN links there, the bond's legs alive.
+///
+/// # Errors
+/// What is not as planned when the deadline is over.
+pub(super) async fn check_interfaces(cx: &Context, guest: &Guest, node: &NodePlan) -> Result<(), Failure> {
+    cx.phase(Phase::Network, Some(&node.name), "the profile's addresses, bond and VLAN links", async {
+        let limit = cx.deadline(Phase::Network);
+        let output = guest
+            .exec(&wait_script(node, limit), limit)
+            .await
+            .map_err(|error| Failure::from_error(Blame::Environment, "looking at the guest's network", &error))?;
+        let text = output.text();
+        if !output.success() {
+            let missing = text.lines().filter_map(|line| line.strip_prefix("missing ")).collect::<Vec<_>>();
+            return Err(Failure::new(
+                Blame::Usage,
+                format!("the guest's network is not as planned: {}", missing.join("; ")),
+            )
+            .hint("look at nodes/*/ip.txt and journal.log in the run folder for systemd-networkd's reasons"));
+        }
+        let note = text
+            .lines()
+            .find_map(|line| line.strip_prefix("bond "))
+            .map_or_else(String::new, |bond| format!(", {bond}"));
+        let addresses = node.addresses.iter().map(|a| format!("{} {}", a.interface, a.address)).collect::<Vec<_>>();
+        Ok(Done::new((), format!("{}{note}", addresses.join(", "))))
+    })
+    .await
+}
+
+/// Every node reaches every other on every network of the profile.
+///
+/// A path is a TCP connection to the other's sshd, opened by this guest's sshd: no process is started in a guest.
+///
+/// # Errors
+/// The first path that does not carry traffic.
+pub(super) async fn check_paths(cx: &Context, guests: &BTreeMap<String, Guest>) -> Result<(), Failure> {
+    let mut paths = Vec::new();
+    for node in &cx.plan.nodes {
+        let Some(guest) = guests.get(&node.name) else { continue };
+        for check in &node.checks {
+            if let GuestCheck::Reach { network, interface, node: to, address } = check {
+                let vlan = node.addresses.iter().find(|a| &a.network == network).and_then(|a| a.vlan);
+                let vlan = vlan.map_or_else(|| "untagged".to_owned(), |vlan| format!("VLAN {vlan}"));
+                let words = format!(
+                    "{} does not reach {to} on network {network} ({vlan}, {address} via {interface})",
+                    node.name
+                );
+                paths.push((guest.clone(), IpAddr::from(*address), words));
+            }
+        }
+    }
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let count = paths.len();
+    cx.phase(Phase::Network, None, "every node to reach every other on every network", async {
+        let tries =
+            try_join_all(paths.into_iter().map(|(guest, address, words)| check_path(cx, guest, address, words)))
+                .await?;
+        let attempts = tries.into_iter().max().unwrap_or(1);
+        Ok(Done::new((), format!("{count} paths carry TCP")).after(attempts))
+    })
+    .await
+}
+
+async fn check_path(cx: &Context, guest: Guest, address: IpAddr, words: String) -> Result<u32, Failure> {
+    let mut last = String::new();
+    for attempt in 1..=PATH_ATTEMPTS {
+        match reach(cx, &guest, address).await {
+            Ok(()) => return Ok(attempt),
+            Err(why) => last = why,
+        }
+    }
+    Err(Failure::new(Blame::Usage, words).on(guest.node()).because(last).hint(
+        "compare the VLAN membership in plan.json with what the guests use: a tagged frame of a VLAN that is not on the trunk is dropped",
+    ))
+}
+
+/// One TCP connection from a guest to another's sshd, up to its banner.
+async fn reach(cx: &Context, guest: &Guest, address: IpAddr) -> Result<(), String> {
+    let limit = cx.limit(Duration::from_secs(3));
+    let connect = async {
+        let mut stream = guest.direct_tcpip(&address.to_string(), 22).await.map_err(|error| error.to_string())?;
+        let mut banner = [0_u8; 4];
+        stream.read_exact(&mut banner).await.map_err(|error| format!("no banner from {address}:22: {error}"))?;
+        if &banner == b"SSH-" { Ok(()) } else { Err(format!("{address}:22 is not an sshd")) }
+    };
+    tokio::time::timeout(limit, connect)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer from {address}:22 within {limit:.0?}")))
+}
+
+/// Waits in the guest until everything is there, with cheap looks at files, and says what is missing otherwise.
+fn wait_script(node: &NodePlan, limit: Duration) -> String {
+    let mut script = String::new();
+    let mut note = String::new();
+    for check in &node.checks {
+        let (test, words) = match check {
+            GuestCheck::Nic { interface, mac } => (
+                format!("ip link show dev {interface} 2>/dev/null | grep -q '{mac}'"),
+                format!("{interface} with MAC {mac}"),
+            ),
+            GuestCheck::Bond { interface, mode, members } => {
+                note = format!(
+                    "sed -n 's/^Currently Active Slave: /bond {interface} active on /p' /proc/net/bonding/{interface}\n"
+                );
+                (
+                    format!(
+                        "grep -qs '^Bonding Mode:.*({mode})' /proc/net/bonding/{interface} && \
+                         grep -qsE '^Currently Active Slave: ({legs})$' /proc/net/bonding/{interface} && \
+                         [ \"$(grep -c '^MII Status: up' /proc/net/bonding/{interface})\" = {up} ]",
+                        legs = members.join("|"),
+                        up = members.len() + 1,
+                    ),
+                    format!("{interface}: {mode}, MII up on {}, one of them active", members.join(" and ")),
+                )
+            }
+            GuestCheck::Vlan { interface, parent, vlan } => (
+                format!(
+                    "grep -qsE 'VID: {vlan}([^0-9]|$)' /proc/net/vlan/{interface} && grep -qs '^Device: {parent}$' /proc/net/vlan/{interface}"
+                ),
+                format!("{interface}: VLAN {vlan} on {parent}"),
+            ),
+            GuestCheck::Address { interface, address, prefix } => (
+                format!("ip -4 -o addr show dev {interface} up 2>/dev/null | grep -q ' {address}/{prefix} '"),
+                format!("{interface} up with {address}/{prefix}"),
+            ),
+            GuestCheck::Reach { .. } => continue,
+        };
+        script.push_str(&format!("{{ {test}; }} || m=\"$m;{words}\"\n"));
+    }
+    // Left to the guest only so long that its answer is here before the phase's deadline.
+    let rounds = limit.as_secs().saturating_sub(2).clamp(1, 600) * 4;
+    format!(
+        "n=0\nwhile :; do\nm=\n{script}[ -z \"$m\" ] && break\nn=$((n+1))\n\
+         if [ $n -ge {rounds} ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.25\ndone\n{note}exit 0\n"
+    )
+}

@@ -1,0 +1,139 @@
+//! primary: the first server initialises the cluster and is Ready.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::Utf8Path;
+use tokio::sync::broadcast;
+
+use crate::cluster::{ClusterApi, ExpectedNode, NodeState, WatchNote};
+use crate::exit::Blame;
+use crate::failure::Failure;
+use crate::formation::context::{Context, Done};
+use crate::formation::unit;
+use crate::guest::Forward;
+use crate::guest::Guest;
+use crate::lab::evidence::NodeEntry;
+use crate::plan::{NodePlan, Phase};
+use crate::redact::redact;
+use crate::scenario::Role;
+
+/// Where k3s leaves the token others join with.
+const TOKEN: &str = "/var/lib/rancher/k3s/server/token";
+/// Where k3s leaves the administrator's kubeconfig.
+const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
+
+/// The way into a cluster that has been initialised.
+pub(super) struct Cluster {
+    /// The token further nodes join with. Never in a record.
+    pub(super) token: String,
+    /// The administrator's kubeconfig, valid for every server: they share their authorities.
+    pub(super) kubeconfig: String,
+    /// The first server's API.
+    pub(super) api: ClusterApi,
+    _forward: Forward,
+}
+
+/// Starts the first server and waits until its node is Ready with its roles.
+///
+/// # Errors
+/// The product's or the environment's failure.
+pub(super) async fn primary(
+    cx: &Context,
+    guest: &Guest,
+    entries: broadcast::Receiver<Arc<NodeEntry>>,
+) -> Result<Cluster, Failure> {
+    let node = cx.first_server()?;
+    cx.phase(Phase::Primary, Some(&node.name), format!("{} up and the node Ready", node.k3s_unit), async {
+        unit::configure_and_start(cx, guest, node, None).await?;
+        let exits = unit::wait_started(cx, guest, &node.k3s_unit, entries).await?;
+        cx.sink.progress(Phase::Primary, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
+        let token = read_text(cx, guest, TOKEN.into()).await?.trim().to_owned();
+        if token.is_empty() {
+            return Err(Failure::product(format!("{TOKEN} is empty")));
+        }
+        let kubeconfig = read_text(cx, guest, KUBECONFIG.into()).await?;
+        let (api, forward) = open_api(guest, &kubeconfig).await?;
+        let nodes = wait_ready(cx, Phase::Primary, &api, &[expected(node)]).await;
+        let note = format!("{}{}", describe(&nodes), restarts_note(exits));
+        Ok(Done::new(Cluster { token, kubeconfig, api, _forward: forward }, note))
+    })
+    .await
+}
+
+/// A server's API through an SSH channel to its own loopback, for which its certificate is valid.
+///
+/// # Errors
+/// The environment's failure.
+pub(super) async fn open_api(guest: &Guest, kubeconfig: &str) -> Result<(ClusterApi, Forward), Failure> {
+    let forward = Forward::open(guest.clone(), "127.0.0.1", 6443)
+        .await
+        .map_err(|error| Failure::from_error(Blame::Environment, "opening the way to the API", &error))?;
+    let api = ClusterApi::new(guest.node(), kubeconfig, forward.local_addr())
+        .await
+        .map_err(|error| Failure::from_error(Blame::Product, "using the kubeconfig k3s wrote", &error))?;
+    Ok((api, forward))
+}
+
+/// Waits by list and watch until the nodes are Ready with their roles, saying on the way what is missing.
+pub(super) async fn wait_ready(
+    cx: &Context,
+    phase: Phase,
+    api: &ClusterApi,
+    wanted: &[ExpectedNode],
+) -> Vec<NodeState> {
+    api.wait_nodes_ready(wanted, |note| {
+        let message = match note {
+            WatchNote::Nodes(nodes) => describe(nodes),
+            WatchNote::Flap(error) => format!("the API is away and asked again: {error}"),
+        };
+        let node = match wanted {
+            [one] => Some(one.name.as_str()),
+            _ => None,
+        };
+        cx.sink.progress(phase, node, redact(&message));
+    })
+    .await
+}
+
+/// The node object a plan's node must become.
+#[must_use]
+pub(super) fn expected(node: &NodePlan) -> ExpectedNode {
+    let roles = if node.role == Role::Server { &["control-plane", "etcd"][..] } else { &[] };
+    ExpectedNode { name: node.name.clone(), roles: roles.iter().map(|&role| role.to_owned()).collect() }
+}
+
+/// Nodes in a few words: `server-1 Ready (control-plane, etcd), server-2 NotReady: …`.
+#[must_use]
+pub(super) fn describe(nodes: &[NodeState]) -> String {
+    if nodes.is_empty() {
+        return "no node has registered yet".to_owned();
+    }
+    let one = |node: &NodeState| {
+        let roles = node.roles.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        if node.ready {
+            format!("{} Ready ({roles})", node.name)
+        } else {
+            format!("{} NotReady: {}", node.name, node.reason)
+        }
+    };
+    nodes.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// `; k3s exited N times on the way` where it did.
+#[must_use]
+pub(super) fn restarts_note(exits: u32) -> String {
+    match exits {
+        0 => String::new(),
+        1 => "; k3s exited once on the way and recovered".to_owned(),
+        n => format!("; k3s exited {n} times on the way and recovered"),
+    }
+}
+
+async fn read_text(cx: &Context, guest: &Guest, path: &Utf8Path) -> Result<String, Failure> {
+    let bytes = guest
+        .read_file(path.as_str(), cx.limit(Duration::from_secs(10)))
+        .await
+        .map_err(|error| Failure::from_error(Blame::Product, format!("reading {path}"), &error))?;
+    String::from_utf8(bytes).map_err(|error| Failure::from_error(Blame::Product, format!("reading {path}"), &error))
+}

@@ -1,0 +1,45 @@
+//! The way into a guest: SSH with a pinned host key, one connection per node and many channels on it.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `keys` | ed25519 key pairs for hosts and for the harness |
+//! | `ssh` | [`Guest`]: the connection, its repair, session channels |
+//! | `connect` | from a closed port to an authenticated connection |
+//! | `exec` | one command: output, status, deadline; files over it |
+//! | `stream` | a long-running command, line by line |
+//! | `journal` | the journal followed without loss or repetition |
+//! | `forward` | a local TCP port that ends in the guest |
+//! | `quote` | words made safe for the guest's shell |
+//!
+//! Architecture invariant: nothing here knows about machines, images, plans or k3s. It takes an address
+//! and keys, and answers with bytes.
+
+mod connect;
+mod error;
+mod exec;
+mod forward;
+mod journal;
+mod keys;
+mod quote;
+mod ssh;
+mod stream;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use error::GuestError;
+pub use exec::ExecOutput;
+pub use forward::Forward;
+pub use journal::{Journal, JournalEntry, message_id};
+pub use keys::{KeyPair, generate_ed25519, parse_private, parse_public};
+pub use quote::quote;
+pub use ssh::{Guest, GuestStream, SshTarget};
+pub use stream::{LineStream, Source, StreamEnd, StreamItem};
+
+/// A public SSH key (the type of the `ssh-key` crate, so that callers need not name it).
+pub use russh::keys::PublicKey;
+
+/// A private SSH key (the type of the `ssh-key` crate, so that callers need not name it).
+pub use russh::keys::PrivateKey;

@@ -1,0 +1,434 @@
+//! [`Guest`]: one SSH connection per node, repaired when it breaks, with many channels on it.
+//!
+//! The SSH library hands a channel's data to that channel's queue and stops reading the connection while
+//! the queue is full: a slow reader of one channel would hold up all of them. So whoever reads a channel
+//! here reads it to the end, and drops (marked) or reopens (the journal) where its own reader is too slow.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use futures::FutureExt;
+use russh::client::{Handle, Msg};
+use russh::keys::{PrivateKey, PublicKey};
+use russh::{Channel, ChannelReadHalf, ChannelStream, ChannelWriteHalf, Disconnect};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
+
+use super::connect::{self, Pinned};
+use super::error::GuestError;
+
+/// Session channels in use at one time. sshd's default `MaxSessions` is 10; one more is kept in reserve, one
+/// may be killing, and sshd counts a closed one until it has gone through what it has read.
+const SESSIONS_MAX: usize = 6;
+/// How long a session that was refused is asked for again, and the pause before that.
+const REFUSED_LIMIT: Duration = Duration::from_secs(2);
+const REFUSED_PAUSE: Duration = Duration::from_millis(25);
+/// Time a channel may take to open.
+const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// Time for killing what an abandoned command left running.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How often an operation that has not had its effect yet moves to a new connection.
+const OPEN_ATTEMPTS: u32 = 5;
+
+/// A TCP connection made by the guest's sshd, carried by a channel.
+pub type GuestStream = ChannelStream<Msg>;
+
+/// Where a guest is and how it is known.
+#[derive(Clone)]
+pub struct SshTarget {
+    /// The node's name, for messages.
+    pub node: String,
+    /// The forwarded port on the host.
+    pub addr: SocketAddr,
+    /// The login name.
+    pub user: String,
+    /// The only host key that is accepted.
+    pub host_key: PublicKey,
+    /// The key to log in with.
+    pub identity: Arc<PrivateKey>,
+    /// How much slower than under hardware virtualization the guest may be (1.0 = not at all). Scales
+    /// keepalive, handshake and channel times, not the deadlines that callers give.
+    pub patience: f64,
+}
+
+impl SshTarget {
+    /// A duration scaled by the patience, between once and thirty times as long.
+    pub(super) fn scaled(&self, duration: Duration) -> Duration {
+        duration.mul_f64(if self.patience.is_finite() { self.patience.clamp(1.0, 30.0) } else { 1.0 })
+    }
+}
+
+impl std::fmt::Debug for SshTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SshTarget")
+            .field("node", &self.node)
+            .field("addr", &self.addr)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A guest, reached over SSH. Clones share the connection.
+///
+/// A broken connection is repaired by the next operation, within that operation's deadline and against the
+/// same pinned key. An operation that was under way when it broke ends with
+/// [`GuestError::ConnectionLost`]: it is never repeated behind the caller's back.
+#[derive(Clone)]
+pub struct Guest {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest").field("target", &self.inner.target).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    target: SshTarget,
+    connection: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    sessions: Arc<Semaphore>,
+    closed: AtomicBool,
+    connections: AtomicU64,
+}
+
+/// One authenticated connection.
+pub(super) struct Connection {
+    handle: Handle<Pinned>,
+    ended: Arc<OnceLock<String>>,
+    /// A session channel opened ahead of its use, which saves every command a round trip.
+    reserve: Mutex<Option<Channel<Msg>>>,
+    /// Whether that is being opened.
+    refilling: AtomicBool,
+    /// Held while an abandoned command is killed: one at a time, to stay within the server's sessions.
+    killing: tokio::sync::Mutex<()>,
+}
+
+impl Connection {
+    pub(super) fn new(handle: Handle<Pinned>, ended: Arc<OnceLock<String>>) -> Self {
+        Connection {
+            handle,
+            ended,
+            reserve: Mutex::new(None),
+            refilling: AtomicBool::new(false),
+            killing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn reserve(&self) -> std::sync::MutexGuard<'_, Option<Channel<Msg>>> {
+        // A poisoned lock still guards a whole value: nothing is left half-done under it.
+        self.reserve.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> String {
+        self.ended.get().cloned().unwrap_or_else(|| "connection closed".into())
+    }
+
+    /// The reserved channel, unless the server has closed it meanwhile.
+    fn take_reserve(&self) -> Option<Channel<Msg>> {
+        let mut channel = self.reserve().take()?;
+        match channel.wait().now_or_never() {
+            None | Some(Some(russh::ChannelMsg::WindowAdjusted { .. })) => Some(channel),
+            Some(_) => None,
+        }
+    }
+}
+
+/// A session channel in use. Dropping it before its end closes it and kills what runs on it.
+///
+/// A closed channel alone would not do: sshd lets the command run on, keeps the session in use until it
+/// ends, and takes no signal requests for root (`session_signal_req`). So every command carries a tag in
+/// its environment, by which its process group is found and killed.
+pub(super) struct Session {
+    pub(super) reader: ChannelReadHalf,
+    pub(super) writer: Arc<ChannelWriteHalf<Msg>>,
+    connection: Arc<Connection>,
+    tag: String,
+    kill_limit: Duration,
+    started: bool,
+    permit: Option<OwnedSemaphorePermit>,
+    finished: bool,
+}
+
+impl Session {
+    /// Asks for the command to be run. An error means that the connection is lost.
+    pub(super) async fn exec(&mut self, command: &str) -> Result<(), russh::Error> {
+        self.started = true;
+        self.writer.exec(true, format!("export {TAG}={};{command}", self.tag)).await
+    }
+
+    /// What ended the connection below, for messages.
+    pub(super) fn lost(&self) -> String {
+        self.connection.ended()
+    }
+
+    /// The server has closed the channel: nothing is left to clean up, and the next one can be opened ahead.
+    pub(super) fn finish(mut self) {
+        self.finished = true;
+        let connection = Arc::clone(&self.connection);
+        let wanted = !connection.handle.is_closed() && connection.reserve().is_none();
+        if !wanted || connection.refilling.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        tokio::spawn(async move {
+            // Refused or lost, there is just none: the next command opens its own.
+            if let Ok(channel) = connection.handle.channel_open_session().await {
+                *connection.reserve() = Some(channel);
+            }
+            connection.refilling.store(false, Ordering::SeqCst);
+        });
+    }
+
+    /// The command is over, and only something that it left behind on purpose holds the channel open.
+    pub(super) async fn abandon_channel(mut self) {
+        self.finished = true;
+        let _ = self.writer.close().await;
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.finished || self.connection.handle.is_closed() {
+            return;
+        }
+        let writer = Arc::clone(&self.writer);
+        let connection = Arc::clone(&self.connection);
+        let (tag, limit, permit) = (std::mem::take(&mut self.tag), self.kill_limit, self.permit.take());
+        let started = self.started;
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = tokio::time::timeout(limit, async {
+                    let _ = writer.close().await;
+                    if started {
+                        connection.kill(&tag).await;
+                    }
+                })
+                .await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// The environment variable that carries a command's tag.
+const TAG: &str = "HARNESS_EXEC";
+
+/// A tag that no other command has, of this process or another.
+fn new_tag() -> String {
+    static PROCESS: OnceLock<u64> = OnceLock::new();
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()));
+    format!("{process:016x}{:08x}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The command that kills the process group started with `tag`.
+///
+/// The shell that was started by sshd leads its group and has the tag in its command line, and what it
+/// replaced itself with has it in its environment. The pattern is put together by the shell, so that this
+/// command's own line does not match; of the other hits only group leaders are hit by `kill -- -PID`.
+/// A second look is for a shell that sshd was only about to start.
+fn kill_command(tag: &str) -> String {
+    let (head, tail) = tag.split_at(tag.len() / 2);
+    format!(
+        "exec 2>/dev/null; for n in 1 2; do \
+           for f in $(grep -lsaF {TAG}={head}''{tail} /proc/[0-9]*/cmdline /proc/[0-9]*/environ); do \
+             p=${{f#/proc/}}; kill -KILL -- \"-${{p%%/*}}\" && exit 0; \
+           done; sleep 1; \
+         done"
+    )
+}
+
+impl Connection {
+    /// Kills the process group of a command, as well as that can be done. Nobody waits for it.
+    async fn kill(&self, tag: &str) {
+        let _one_at_a_time = self.killing.lock().await;
+        let mut channel = loop {
+            if let Some(channel) = self.take_reserve() {
+                break channel;
+            }
+            match self.handle.channel_open_session().await {
+                Ok(channel) => break channel,
+                // The caller's time limit bounds it.
+                Err(russh::Error::ChannelOpenFailure(_)) => tokio::time::sleep(REFUSED_PAUSE).await,
+                Err(_) => return,
+            }
+        };
+        if channel.exec(false, kill_command(tag)).await.is_ok() {
+            while !matches!(channel.wait().await, Some(russh::ChannelMsg::Close) | None) {}
+        }
+    }
+}
+
+impl Guest {
+    /// Connects with one attempt of at most `attempt_timeout`.
+    pub async fn connect_once(target: SshTarget, attempt_timeout: Duration) -> Result<Guest, GuestError> {
+        let connection = connect::once(&target, attempt_timeout).await?;
+        Ok(Guest::over(target, connection))
+    }
+
+    /// Connects as soon as the guest answers, for at most `deadline`.
+    ///
+    /// Returns at once with [`GuestError::HostKeyMismatch`] or [`GuestError::AuthRefused`], which no
+    /// waiting mends; otherwise [`GuestError::Unreachable`] at the deadline. Cancel-safe.
+    pub async fn connect(target: SshTarget, deadline: Duration) -> Result<Guest, GuestError> {
+        let connection = connect::until(&target, Instant::now() + deadline, None).await?;
+        Ok(Guest::over(target, connection))
+    }
+
+    /// As [`Guest::connect`], and looks at once whenever `hint` is notified (somebody saw sshd start, say
+    /// on the serial console).
+    pub async fn connect_hinted(target: SshTarget, deadline: Duration, hint: &Notify) -> Result<Guest, GuestError> {
+        let connection = connect::until(&target, Instant::now() + deadline, Some(hint)).await?;
+        Ok(Guest::over(target, connection))
+    }
+
+    fn over(target: SshTarget, connection: Connection) -> Guest {
+        Guest {
+            inner: Arc::new(Inner {
+                target,
+                connection: tokio::sync::Mutex::new(Some(Arc::new(connection))),
+                sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
+                closed: AtomicBool::new(false),
+                connections: AtomicU64::new(1),
+            }),
+        }
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.inner.target.node
+    }
+
+    /// Where and how the guest is reached.
+    pub fn target(&self) -> &SshTarget {
+        &self.inner.target
+    }
+
+    /// How many connections there have been: 1 means that it never broke.
+    pub fn connections(&self) -> u64 {
+        self.inner.connections.load(Ordering::Relaxed)
+    }
+
+    /// Opens a TCP connection from the guest to `host:port`.
+    pub async fn direct_tcpip(&self, host: &str, port: u16) -> Result<GuestStream, GuestError> {
+        let what = format!("a connection to {host}:{port}");
+        let limit = self.inner.target.scaled(OPEN_LIMIT);
+        let open = self.open(&what, Instant::now() + limit, |connection| {
+            let host = host.to_owned();
+            async move { connection.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await }
+        });
+        match tokio::time::timeout(limit, open).await {
+            Ok(opened) => opened.map(|(_, channel)| channel.into_stream()),
+            Err(_) => Err(GuestError::ChannelRefused {
+                node: self.node().to_owned(),
+                what,
+                reason: format!("no answer within {:.0} s", limit.as_secs_f64()),
+            }),
+        }
+    }
+
+    /// Says goodbye and ends the connection. Other clones get [`GuestError::Closed`] from then on.
+    pub async fn disconnect(self) {
+        self.inner.closed.store(true, Ordering::SeqCst);
+        let connection = self.inner.connection.lock().await.take();
+        if let Some(connection) = connection {
+            // A guest that is gone already has nothing to be told.
+            let _ = connection.handle.disconnect(Disconnect::ByApplication, "done", "en").await;
+        }
+    }
+
+    /// A session channel ready for a command, on a repaired connection if need be.
+    pub(super) async fn session(&self, end: Instant) -> Result<Session, GuestError> {
+        let closed = || GuestError::Closed { node: self.node().to_owned() };
+        let permit = Arc::clone(&self.inner.sessions).acquire_owned().await.map_err(|_| closed())?;
+        let refused_until = Instant::now() + self.inner.target.scaled(REFUSED_LIMIT);
+        let (connection, channel) = loop {
+            let connection = self.connection(end).await?;
+            if let Some(channel) = connection.take_reserve() {
+                break (connection, channel);
+            }
+            let opened = self.open("a session", end, |c| async move { c.handle.channel_open_session().await }).await;
+            match opened {
+                Ok(opened) => break opened,
+                Err(GuestError::ChannelRefused { .. }) if Instant::now() < refused_until => {
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
+                Err(e) => return Err(e),
+            }
+        };
+        let (reader, writer) = channel.split();
+        Ok(Session {
+            reader,
+            writer: Arc::new(writer),
+            connection,
+            tag: new_tag(),
+            kill_limit: self.inner.target.scaled(KILL_LIMIT),
+            started: false,
+            permit: Some(permit),
+            finished: false,
+        })
+    }
+
+    /// The live connection, or a new one made before `end`.
+    async fn connection(&self, end: Instant) -> Result<Arc<Connection>, GuestError> {
+        let mut current = self.inner.connection.lock().await;
+        if self.inner.closed.load(Ordering::SeqCst) {
+            return Err(GuestError::Closed { node: self.node().to_owned() });
+        }
+        if let Some(connection) = &*current
+            && !connection.handle.is_closed()
+        {
+            return Ok(Arc::clone(connection));
+        }
+        if let Some(dead) = current.take() {
+            tracing::debug!(node = self.node(), reason = dead.ended(), "ssh connection lost, connecting again");
+        }
+        let connection = Arc::new(connect::until(&self.inner.target, end, None).await?);
+        self.inner.connections.fetch_add(1, Ordering::Relaxed);
+        *current = Some(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    /// Opens a channel with `open`; moves to a new connection when the old one turns out to be dead.
+    async fn open<F, O>(&self, what: &str, end: Instant, open: F) -> Result<(Arc<Connection>, Channel<Msg>), GuestError>
+    where
+        F: Fn(Arc<Connection>) -> O,
+        O: Future<Output = Result<Channel<Msg>, russh::Error>> + Send + 'static,
+    {
+        let mut reason = String::new();
+        for _ in 0..OPEN_ATTEMPTS {
+            let connection = self.connection(end).await?;
+            let opening = open(Arc::clone(&connection));
+            let (sender, receiver) = oneshot::channel();
+            // In a task of its own: a caller that gives up must not leave an open channel on the server.
+            tokio::spawn(async move {
+                if let Err(Ok(unwanted)) = sender.send(opening.await) {
+                    let unwanted: Channel<Msg> = unwanted;
+                    let _ = unwanted.close().await;
+                }
+            });
+            match receiver.await {
+                Ok(Ok(channel)) => return Ok((connection, channel)),
+                Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
+                    return Err(GuestError::ChannelRefused {
+                        node: self.node().to_owned(),
+                        what: what.to_owned(),
+                        reason: format!("{why:?}"),
+                    });
+                }
+                Ok(Err(e)) => reason = format!("{e} ({})", connection.ended()),
+                Err(_) => reason = connection.ended(),
+            }
+            // The connection's end is seen by its senders a moment before `is_closed` shows it.
+            tokio::task::yield_now().await;
+        }
+        Err(GuestError::ConnectionLost {
+            node: self.node().to_owned(),
+            during: format!("while opening {what}"),
+            reason,
+        })
+    }
+}

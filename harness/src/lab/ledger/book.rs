@@ -1,0 +1,208 @@
+//! The ledger's files. Whoever has a [`Book`] has the ledger's lock.
+//!
+//! `lock` is the ledger's own; `NUMBER-LAB` is a claim, NUMBER counting up with every claim that is made.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{Claim, Entry, LedgerError, MAX_CLAIMS};
+use crate::record::make_private_dir;
+
+/// Largest file that can be a claim.
+const MAX_CLAIM_BYTES: u64 = 64 * 1024;
+
+/// A claim in the ledger, of a living owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claimed {
+    pub(super) number: u64,
+    pub(super) path: Utf8PathBuf,
+    pub(super) entry: Entry,
+}
+
+/// A claim that is in force for as long as this value lives.
+#[derive(Debug)]
+pub struct Ticket {
+    number: u64,
+    path: Utf8PathBuf,
+    entry: Entry,
+    lock: Flock<File>,
+}
+
+impl Ticket {
+    /// What was claimed.
+    #[must_use]
+    pub fn claim(&self) -> &Claim {
+        &self.entry.claim
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // First the name, then (with the file) the lock: whoever is woken by the lock finds the claim gone.
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path, %error, "a claim is left in the ledger; it is void without its lock");
+        }
+    }
+}
+
+/// The ledger, locked.
+pub(super) struct Book {
+    dir: Utf8PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Book {
+    /// Takes the ledger's lock. Blocks while another process has it, which is for milliseconds.
+    pub(super) fn open(dir: &Utf8Path) -> Result<Self, LedgerError> {
+        make_private_dir(dir).map_err(|error| {
+            let source = io::Error::other(crate::error::chain_of(&error).join(": "));
+            LedgerError::Io { action: "making the folder", path: dir.to_owned(), source }
+        })?;
+        let path = dir.join("lock");
+        let file = open_claim(&path, true).map_err(|source| io_error("opening", &path, source))?;
+        let lock = lock_blocking(file, FlockArg::LockExclusive).map_err(|source| io_error("locking", &path, source))?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+
+    /// The claims of the living, in their order. Those of the dead are removed.
+    pub(super) fn living(&self) -> Result<Vec<Claimed>, LedgerError> {
+        let entries = self.dir.read_dir_utf8().map_err(|source| io_error("reading", &self.dir, source))?;
+        let mut living = Vec::new();
+        let named = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            Some((number_of(entry.file_name())?, entry.into_path()))
+        });
+        for (number, path) in named.take(MAX_CLAIMS) {
+            let mut file = match open_claim(&path, false) {
+                Ok(file) => file,
+                // Its owner has just ended.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(io_error("opening", &path, source)),
+            };
+            let mut text = String::new();
+            let read = (&mut file).take(MAX_CLAIM_BYTES).read_to_string(&mut text);
+            match Flock::lock(file, FlockArg::LockSharedNonblock) {
+                // Nobody holds it: whoever made it is gone.
+                Ok(_) => remove(&path)?,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    read.map_err(|source| io_error("reading", &path, source))?;
+                    let entry: Entry = serde_json::from_str(&text)
+                        .map_err(|error| io_error("understanding", &path, io::Error::other(error)))?;
+                    living.push(Claimed { number, path, entry });
+                }
+                Err((_, errno)) => return Err(io_error("locking", &path, errno.into())),
+            }
+        }
+        living.sort_by_key(|claimed: &Claimed| claimed.number);
+        if !living.is_empty() {
+            let taken = rss_mib_by_parent();
+            for claimed in &mut living {
+                claimed.entry.memory_used_mib = taken.get(&claimed.entry.pid).copied().unwrap_or(0);
+            }
+        }
+        Ok(living)
+    }
+
+    /// Enters a claim, behind all others.
+    pub(super) fn enter(&self, claim: Claim, admitted: bool) -> Result<Ticket, LedgerError> {
+        let number = self.living()?.last().map_or(1, |last| last.number + 1);
+        let path = self.dir.join(format!("{number:010}-{}", claim.lab));
+        let file = open_claim(&path, true).map_err(|source| io_error("making", &path, source))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| io_error("locking", &path, errno.into()))?;
+        let entry = Entry { claim, admitted, pid: std::process::id(), since: Timestamp::now(), memory_used_mib: 0 };
+        let mut ticket = Ticket { number, path, entry, lock };
+        self.write(&mut ticket)?;
+        Ok(ticket)
+    }
+
+    /// Makes a claim that waits one that is admitted.
+    pub(super) fn admit(&self, ticket: &mut Ticket) -> Result<(), LedgerError> {
+        ticket.entry.admitted = true;
+        self.write(ticket)
+    }
+
+    /// In place: a new file would have to be locked anew. Nobody reads while this ledger's lock is held.
+    fn write(&self, ticket: &mut Ticket) -> Result<(), LedgerError> {
+        let io = |source| io_error("writing", &ticket.path, source);
+        let bytes = serde_json::to_vec(&ticket.entry).map_err(|error| io(io::Error::other(error)))?;
+        let file: &mut File = &mut ticket.lock;
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&bytes)).map_err(io)
+    }
+}
+
+pub(super) fn io_error(action: &'static str, path: &Utf8Path, source: io::Error) -> LedgerError {
+    LedgerError::Io { action, path: path.to_owned(), source }
+}
+
+/// Opens a file of the ledger, which no link may stand for. Closed in every program this one starts (std's O_CLOEXEC),
+/// so that a lock ends with its owner and not with the owner's children.
+pub(super) fn open_claim(path: &Utf8Path, make: bool) -> io::Result<File> {
+    fs::OpenOptions::new()
+        .create(make)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
+        .open(path)
+}
+
+/// Waits for a lock, whatever signals arrive meanwhile.
+pub(super) fn lock_blocking(mut file: File, arg: FlockArg) -> io::Result<Flock<File>> {
+    loop {
+        match Flock::lock(file, arg) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EINTR)) => file = back,
+            Err((_, errno)) => return Err(errno.into()),
+        }
+    }
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    name.split_once('-')?.0.parse().ok()
+}
+
+fn remove(path: &Utf8Path) -> Result<(), LedgerError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_error("removing", path, source)),
+        _ => Ok(()),
+    }
+}
+
+/// Memory that the children of each process have taken: the sum of their `VmRSS` (proc_pid_status(5)), by parent. QEMU
+/// is a direct child of its harness and a guest's memory is nobody else's, so this is what a lab has taken of what it was
+/// promised. A harness that cannot be seen, as in another PID namespace, has none: all of its promise counts as still
+/// to come.
+fn rss_mib_by_parent() -> BTreeMap<u32, u64> {
+    let mut kib_by_parent: BTreeMap<u32, u64> = BTreeMap::new();
+    let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    for process in processes {
+        if !process.file_name().to_string_lossy().starts_with(|c: char| c.is_ascii_digit()) {
+            continue;
+        }
+        // It may have ended meanwhile.
+        let Ok(status) = fs::read_to_string(process.path().join("status")) else { continue };
+        let field = |name: &str| -> Option<u64> {
+            status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+        };
+        let parent = field("PPid:").and_then(|pid| u32::try_from(pid).ok());
+        if let (Some(parent), Some(kib)) = (parent, field("VmRSS:")) {
+            *kib_by_parent.entry(parent).or_default() += kib;
+        }
+    }
+    kib_by_parent.into_iter().map(|(parent, kib)| (parent, kib / 1024)).collect()
+}

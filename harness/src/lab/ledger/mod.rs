@@ -1,0 +1,203 @@
+//! The ledger of what living labs have taken of this machine: vCPUs and memory (FM-5, and what follows from it, FM-1).
+//!
+//! Every lab, before it starts anything, claims what its plan asks for. A claim is admitted, waits for other labs to
+//! end, or is refused where waiting cannot help. It is one file in the ledger's folder, locked (flock(2)) for as long as
+//! its owner lives: however an owner ends, its claim ends with it, and those that wait for it are woken by the kernel.
+//! Whoever reads or changes the ledger holds the folder's own lock, for milliseconds.
+//!
+//! Claims are admitted in the order they came: a small lab does not pass a large one that waits, or the large one would
+//! wait for ever. What cannot be foreseen is left to the plan's warning: a lab that is alone is never made to wait for
+//! cores.
+
+mod book;
+mod decide;
+#[cfg(test)]
+mod tests;
+mod wait;
+
+use std::fmt;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use kvm::HostFacts;
+use serde::{Deserialize, Serialize};
+
+pub use book::Ticket;
+pub use decide::{Decision, Obstacle, decide};
+
+use crate::failure::Failure;
+use crate::reporter::human_ms;
+
+/// Most claims a ledger is read for.
+const MAX_CLAIMS: usize = 256;
+
+/// What a lab takes of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The lab's id.
+    pub lab: String,
+    /// What it is for: the scenario.
+    pub scenario: String,
+    /// vCPUs over all its nodes.
+    pub vcpus: u32,
+    /// Memory over all its nodes.
+    pub memory_mib: u64,
+}
+
+/// A claim of a living harness, as it stands in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The claim.
+    #[serde(flatten)]
+    pub claim: Claim,
+    /// Whether it was admitted; otherwise it waits.
+    pub admitted: bool,
+    /// Process id of its harness, whose children the VMs are.
+    pub pid: u32,
+    /// When it was entered.
+    pub since: Timestamp,
+    /// How much of its memory its VMs have already taken.
+    #[serde(default)]
+    pub memory_used_mib: u64,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Claim { lab, scenario, vcpus, memory_mib } = &self.claim;
+        let waits = if self.admitted { "" } else { ", waiting" };
+        write!(f, "lab {lab} ({scenario}, {vcpus} vCPUs, {memory_mib} MiB, pid {}{waits})", self.pid)
+    }
+}
+
+/// What the machine can give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// Cores the harness may use.
+    pub cores: u32,
+    /// Memory to be had without swapping; 0 where that is not known, and then it is not asked about.
+    pub memory_available_mib: u64,
+}
+
+impl From<&HostFacts> for Host {
+    fn from(facts: &HostFacts) -> Self {
+        Self { cores: facts.cores, memory_available_mib: facts.memory_available_mib }
+    }
+}
+
+/// How full the machine may get, and how long a claim waits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Policy {
+    /// vCPUs per core, over all labs, that are admitted while more than one lab lives.
+    pub vcpus_per_core: f64,
+    /// How long a claim waits for other labs to end.
+    pub wait_max: Duration,
+}
+
+impl Policy {
+    /// How long a claim waits where nobody says otherwise.
+    pub const WAIT_MAX: Duration = Duration::from_secs(600);
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { vcpus_per_core: 2.0, wait_max: Self::WAIT_MAX }
+    }
+}
+
+/// A ledger, and the policy claims are admitted by.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The policy.
+    pub policy: Policy,
+}
+
+/// Why a claim was not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The ledger could not be read or written.
+    #[error("{action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: Utf8PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The machine cannot give it, even if all other labs end.
+    #[error("{0}")]
+    Refused(Obstacle),
+    /// Other labs did not end in time.
+    #[error("{obstacle}, and no room was made within {}", human_ms(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)))]
+    InTheWay {
+        /// What was in the way last.
+        obstacle: Obstacle,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+}
+
+impl LedgerError {
+    /// The error as the failure of a run, with what to do about it.
+    #[must_use]
+    pub fn to_failure(&self) -> Failure {
+        let (context, hint) = match self {
+            Self::Io { .. } => ("reading the ledger of labs", "see that the folder belongs to you: `harness doctor`"),
+            Self::Refused(_) => {
+                ("this machine has no room for the lab", "end what else runs, or lower memory_mib in the scenario")
+            }
+            Self::InTheWay { .. } => (
+                "other labs are in the way",
+                "wait for them, end them (`harness doctor` lists labs and their pids), or give --wait-for-host more time",
+            ),
+        };
+        Failure::from_error(crate::exit::Blame::Environment, context, self).hint(hint)
+    }
+}
+
+/// The ledger's folder.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    dir: Utf8PathBuf,
+}
+
+impl Ledger {
+    /// The ledger in the runtime folder, which all harnesses of a user share. Touches nothing.
+    #[must_use]
+    pub fn at(runtime: &Utf8Path) -> Self {
+        Self { dir: runtime.join("ledger") }
+    }
+
+    /// All claims of living harnesses, in the order they came, and how much memory their VMs have taken. A ledger that
+    /// nobody has made yet is empty.
+    ///
+    /// # Errors
+    /// [`LedgerError::Io`].
+    pub fn living(&self) -> Result<Vec<Entry>, LedgerError> {
+        if !self.dir.is_dir() {
+            return Ok(Vec::new());
+        }
+        let book = book::Book::open(&self.dir)?;
+        Ok(book.living()?.into_iter().map(|claimed| claimed.entry).collect())
+    }
+
+    /// Claims a part of the machine; waits, for as long as `policy` says, where other labs are in the way. `waiting` is
+    /// told what is in the way, at first and whenever that changes.
+    ///
+    /// The claim ends with the [`Ticket`], or with this process. A call that is cancelled leaves no claim.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: refused, given up, or the ledger cannot be used.
+    pub async fn admit(
+        &self,
+        claim: Claim,
+        policy: Policy,
+        host: impl Fn() -> Host + Send + Clone + 'static,
+        waiting: impl FnMut(&Obstacle) + Send,
+    ) -> Result<Ticket, LedgerError> {
+        wait::admit(&self.dir, claim, policy, host, waiting).await
+    }
+}

@@ -1,0 +1,290 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::*;
+
+const HOST: Host = Host { cores: 2, memory_available_mib: 10_000 };
+
+fn claim(lab: &str, vcpus: u32, memory_mib: u64) -> Claim {
+    Claim { lab: lab.to_owned(), scenario: "simple".to_owned(), vcpus, memory_mib }
+}
+
+fn entry(lab: &str, vcpus: u32, memory_mib: u64, admitted: bool) -> Entry {
+    let since = Timestamp::UNIX_EPOCH;
+    Entry { claim: claim(lab, vcpus, memory_mib), admitted, pid: 1, since, memory_used_mib: 0 }
+}
+
+fn decided(asked: &Claim, before: &[Entry]) -> Decision {
+    decide(asked, before, HOST, Policy::default())
+}
+
+#[test]
+fn a_lab_alone_is_admitted_whatever_its_vcpus() {
+    assert_eq!(decided(&claim("a", 64, 1000), &[]), Decision::Admit);
+}
+
+#[test]
+fn two_labs_share_the_cores_up_to_the_ratio() {
+    let other = [entry("a", 2, 1000, true)];
+    assert_eq!(decided(&claim("b", 2, 1000), &other), Decision::Admit);
+    let Decision::Wait(obstacle) = decided(&claim("b", 3, 1000), &other) else { panic!() };
+    assert_eq!(
+        obstacle.to_string(),
+        "the nodes ask for 3 vCPUs, 2 of the 4 admitted on this machine are taken by lab a (simple, 2 vCPUs, 1000 MiB, pid 1)"
+    );
+}
+
+#[test]
+fn memory_that_nobody_can_free_is_refused_at_once() {
+    let Decision::Refuse(obstacle) = decided(&claim("b", 1, 10_001), &[]) else { panic!() };
+    assert!(obstacle.to_string().contains("10001 MiB of memory, 10000 MiB are to be had"), "{obstacle}");
+    // Not known is no reason to refuse.
+    let unknown = Host { memory_available_mib: 0, ..HOST };
+    assert_eq!(decide(&claim("b", 1, 10_001), &[], unknown, Policy::default()), Decision::Admit);
+}
+
+#[test]
+fn memory_promised_to_others_is_waited_for() {
+    let mut other = entry("a", 1, 6_000, true);
+    // 6,000 promised and none of it taken yet: 4,000 of the 10,000 available are left.
+    assert_eq!(decided(&claim("b", 1, 4_000), &[other.clone()]), Decision::Admit);
+    assert!(matches!(
+        decided(&claim("b", 1, 4_001), &[other.clone()]),
+        Decision::Wait(Obstacle::MemoryPromised { left_mib: 4_000, .. })
+    ));
+    // What it has taken is no longer available, and promised no more.
+    other.memory_used_mib = 6_000;
+    assert_eq!(decided(&claim("b", 1, 10_000), &[other.clone()]), Decision::Admit);
+    assert!(matches!(decided(&claim("b", 1, 12_000), &[other.clone()]), Decision::Wait(_)));
+    assert!(matches!(decided(&claim("b", 1, 16_001), &[other]), Decision::Refuse(_)));
+}
+
+#[test]
+fn who_waits_is_not_passed_by_who_came_later() {
+    let living = entry("a", 3, 100, true);
+    let large = entry("b", 4, 100, false);
+    let small = claim("c", 1, 100);
+    assert_eq!(decided(&small, &[living.clone()]), Decision::Admit);
+    assert!(matches!(decided(&small, &[living, large.clone()]), Decision::Wait(_)));
+    // Where the one before could go now, its part counts as taken, and what is left is for the next.
+    let waiting = entry("b", 2, 100, false);
+    assert_eq!(decided(&claim("c", 2, 100), &[waiting.clone()]), Decision::Admit);
+    assert!(matches!(decided(&claim("c", 3, 100), &[waiting]), Decision::Wait(Obstacle::CoresTaken { taken: 2, .. })));
+}
+
+#[test]
+fn a_turn_that_has_not_come_is_said_as_that() {
+    let before = [entry("a", 1, 6_000, true), entry("b", 1, 6_000, false)];
+    let Decision::Wait(obstacle) = decided(&claim("c", 1, 0), &before) else { panic!() };
+    assert!(obstacle.to_string().starts_with("it is not this lab's turn: lab a"), "{obstacle}");
+    assert_eq!(obstacle.labs().len(), 2);
+}
+
+/// What to tell a claim that waits, and what hears it the first time.
+fn told() -> (impl FnMut(&Obstacle) + Send, oneshot::Receiver<String>) {
+    let (tell, told) = oneshot::channel();
+    let mut tell = Some(tell);
+    let note = move |obstacle: &Obstacle| {
+        if let Some(tell) = tell.take() {
+            tell.send(obstacle.to_string()).unwrap();
+        }
+    };
+    (note, told)
+}
+
+struct Fixture {
+    _base: tempfile::TempDir,
+    ledger: Ledger,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let base = tempfile::tempdir().unwrap();
+        let ledger = Ledger::at(Utf8Path::from_path(base.path()).unwrap());
+        Self { _base: base, ledger }
+    }
+
+    async fn admit(&self, lab: &str, vcpus: u32, wait: Duration) -> Result<Ticket, LedgerError> {
+        let policy = Policy { wait_max: wait, ..Policy::default() };
+        self.ledger.admit(claim(lab, vcpus, 100), policy, || HOST, |_| ()).await
+    }
+
+    fn labs(&self) -> Vec<(String, bool)> {
+        self.ledger.living().unwrap().into_iter().map(|entry| (entry.claim.lab, entry.admitted)).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_nobody_made_is_empty_and_is_not_made_by_looking() {
+    let fixture = Fixture::new();
+    assert!(fixture.labs().is_empty());
+    assert!(!fixture.ledger.dir.exists());
+}
+
+#[tokio::test]
+async fn a_claim_is_in_the_ledger_for_as_long_as_its_ticket() {
+    let fixture = Fixture::new();
+    let ticket = fixture.admit("a", 2, Duration::ZERO).await.unwrap();
+    assert_eq!(ticket.claim().vcpus, 2);
+    assert_eq!(fixture.labs(), [("a".to_owned(), true)]);
+    drop(ticket);
+    assert!(fixture.labs().is_empty());
+}
+
+#[tokio::test]
+async fn of_two_claims_made_at_once_one_is_admitted() {
+    for _ in 0..20 {
+        let fixture = Fixture::new();
+        let (a, b) = tokio::join!(fixture.admit("a", 3, Duration::ZERO), fixture.admit("b", 3, Duration::ZERO));
+        assert_eq!(u8::from(a.is_ok()) + u8::from(b.is_ok()), 1, "{a:?} {b:?}");
+        let error = a.as_ref().err().or(b.as_ref().err()).unwrap();
+        assert!(matches!(error, LedgerError::InTheWay { .. }), "{error}");
+        assert_eq!(fixture.labs().len(), 1, "who gave up has no claim");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_is_told_what_for_and_goes_on_when_that_ends() {
+    let fixture = Fixture::new();
+    let first = fixture.admit("a", 4, Duration::ZERO).await.unwrap();
+    let ledger = fixture.ledger.clone();
+    let (note, waiting) = told();
+    let second = tokio::spawn(async move { ledger.admit(claim("b", 4, 100), Policy::default(), || HOST, note).await });
+    let obstacle = waiting.await.unwrap();
+    assert!(obstacle.contains("taken by lab a"), "{obstacle}");
+    assert_eq!(fixture.labs(), [("a".to_owned(), true), ("b".to_owned(), false)]);
+    let began = Instant::now();
+    drop(first);
+    let second = second.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "woken by the lock, not by a clock");
+    assert_eq!(fixture.labs(), [("b".to_owned(), true)]);
+    drop(second);
+}
+
+#[tokio::test]
+async fn a_queue_of_five_is_served_in_its_order() {
+    let fixture = Fixture::new();
+    let first = fixture.admit("first", 4, Duration::ZERO).await.unwrap();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut queue = Vec::new();
+    for n in 0..5 {
+        let (ledger, order) = (fixture.ledger.clone(), order.clone());
+        let (note, waiting) = told();
+        queue.push(tokio::spawn(async move {
+            let ticket = ledger.admit(claim(&format!("q{n}"), 4, 100), Policy::default(), || HOST, note).await.unwrap();
+            order.lock().unwrap().push(n);
+            drop(ticket);
+        }));
+        waiting.await.unwrap();
+    }
+    drop(first);
+    for waiter in queue {
+        tokio::time::timeout(Duration::from_secs(30), waiter).await.unwrap().unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 4]);
+    assert!(fixture.labs().is_empty());
+}
+
+#[tokio::test]
+async fn a_wait_that_is_cancelled_leaves_no_claim_and_holds_up_nobody() {
+    let fixture = Fixture::new();
+    let _first = fixture.admit("a", 3, Duration::ZERO).await.unwrap();
+    {
+        let (note, waiting) = told();
+        let admit = fixture.ledger.admit(claim("b", 4, 100), Policy::default(), || HOST, note);
+        tokio::select! {
+            _ = admit => panic!("there is no room"),
+            told = waiting => assert!(told.is_ok()),
+        }
+    }
+    assert_eq!(fixture.labs(), [("a".to_owned(), true)]);
+    fixture.admit("c", 1, Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_is_asked_for_anew_at_every_look() {
+    let fixture = Fixture::new();
+    let first = fixture.admit("a", 4, Duration::ZERO).await.unwrap();
+    let available = Arc::new(AtomicU64::new(10_000));
+    let (seen, ledger) = (available.clone(), fixture.ledger.clone());
+    let (note, waiting) = told();
+    let second = tokio::spawn(async move {
+        let host = move || Host { memory_available_mib: seen.load(Ordering::SeqCst), ..HOST };
+        ledger.admit(claim("b", 4, 5_000), Policy::default(), host, note).await
+    });
+    waiting.await.unwrap();
+    available.store(1_000, Ordering::SeqCst);
+    drop(first);
+    let error = second.await.unwrap().unwrap_err();
+    assert!(matches!(error, LedgerError::Refused(_)), "{error}");
+    assert!(fixture.labs().is_empty());
+}
+
+/// The claim of a process that was killed: its file is there, its lock is not.
+#[tokio::test]
+async fn the_claim_of_a_dead_owner_is_void_and_removed() {
+    let fixture = Fixture::new();
+    drop(fixture.admit("a", 1, Duration::ZERO).await.unwrap());
+    let left = fixture.ledger.dir.join("0000000007-dead");
+    std::fs::write(&left, serde_json::to_string(&entry("dead", 400, 100, true)).unwrap()).unwrap();
+    fixture.admit("b", 4, Duration::ZERO).await.unwrap();
+    assert!(!left.exists());
+}
+
+/// Kills a process that holds a claim while another waits for it.
+#[tokio::test]
+async fn the_death_of_an_owner_wakes_who_waits() {
+    let fixture = Fixture::new();
+    std::fs::create_dir_all(&fixture.ledger.dir).unwrap();
+    let file = fixture.ledger.dir.join("0000000001-other");
+    std::fs::write(&file, serde_json::to_string(&entry("other", 4, 100, true)).unwrap()).unwrap();
+    let mut owner = std::process::Command::new("flock")
+        .args(["--exclusive", "--no-fork", file.as_str(), "sh", "-c", "echo locked; exec sleep 600"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut locked = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(owner.stdout.take().unwrap()), &mut locked).unwrap();
+    assert_eq!(locked, "locked\n");
+    let (note, waiting) = told();
+    let ledger = fixture.ledger.clone();
+    let waiter = tokio::spawn(async move { ledger.admit(claim("b", 4, 100), Policy::default(), || HOST, note).await });
+    waiting.await.unwrap();
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), waiter).await.unwrap().unwrap().unwrap();
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn who_gives_up_says_who_was_in_the_way() {
+    let fixture = Fixture::new();
+    let _first = fixture.admit("a", 4, Duration::ZERO).await.unwrap();
+    let error = fixture.admit("b", 1, Duration::from_millis(200)).await.unwrap_err();
+    let failure = error.to_failure();
+    assert_eq!(failure.blame, crate::exit::Blame::Environment);
+    assert!(failure.one_line().contains("lab a (simple, 4 vCPUs"), "{}", failure.one_line());
+    assert_eq!(fixture.labs().len(), 1);
+}
+
+#[tokio::test]
+async fn the_memory_of_a_living_lab_is_seen_by_its_children() {
+    let fixture = Fixture::new();
+    let _ticket = fixture.admit("a", 1, Duration::ZERO).await.unwrap();
+    // 48 MiB held by a child of this process, which is who the claim belongs to.
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", "x=$(head -c 50331648 /dev/zero | tr '\\0' a); echo ready; read end"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut ready).unwrap();
+    let used = fixture.ledger.living().unwrap()[0].memory_used_mib;
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    assert!(used >= 48, "{used}");
+}

@@ -1,0 +1,198 @@
+//! The lab: the switches, links and machines of one run, and everything they leave on the host.
+
+pub mod alarm;
+pub mod dirs;
+pub mod evidence;
+pub mod ledger;
+mod runner;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use kvm::{Link, Supervisor, Switch, Vm, VmEvent};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
+
+pub use alarm::{Alarm, AlarmBell, Guard};
+pub use dirs::LabDirs;
+pub use runner::OwnedTools;
+
+use crate::event::{EventKind, EventSink};
+use crate::exit::Blame;
+use crate::failure::Failure;
+
+/// How long QEMU and the switches may take to end when asked to.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The machines of a run. Ended by [`Lab::teardown`].
+pub struct Lab {
+    supervisor: Supervisor,
+    bell: AlarmBell,
+    sink: EventSink,
+    switches: Vec<Arc<Switch>>,
+    links: Vec<Arc<Link>>,
+    vms: BTreeMap<String, Arc<Vm>>,
+    watchers: JoinSet<()>,
+}
+
+impl Lab {
+    /// A lab with nothing in it.
+    #[must_use]
+    pub fn new(supervisor: Supervisor, bell: AlarmBell, sink: EventSink) -> Self {
+        Self {
+            supervisor,
+            bell,
+            sink,
+            switches: Vec::new(),
+            links: Vec::new(),
+            vms: BTreeMap::new(),
+            watchers: JoinSet::new(),
+        }
+    }
+
+    /// Starts a switch and watches it from then on.
+    ///
+    /// # Errors
+    /// The environment's failure, with what the switch said.
+    pub async fn add_switch(&mut self, spec: kvm::SwitchSpec) -> Result<(), Failure> {
+        let name = spec.name.clone();
+        let switch = Switch::start(spec, &self.supervisor)
+            .await
+            .map_err(|error| Failure::from_error(Blame::Environment, format!("starting switch {name}"), &error))?;
+        let switch = Arc::new(switch);
+        let (bell, watched) = (self.bell.clone(), Arc::clone(&switch));
+        self.watchers.spawn(async move {
+            let exit = watched.died().await;
+            bell.ring(Alarm::Machine {
+                machine: format!("switch {}", exit.name),
+                is_node: false,
+                what: format!("vde_switch {}", exit.exit),
+                tail: exit.output_tail,
+                blame: Blame::Environment,
+            });
+        });
+        self.switches.push(switch);
+        Ok(())
+    }
+
+    /// Joins two switches by their position, on the given ports, and watches the link.
+    ///
+    /// # Errors
+    /// The environment's failure.
+    pub async fn add_link(&mut self, a: (usize, u16), b: (usize, u16)) -> Result<(), Failure> {
+        let (Some(left), Some(right)) = (self.switches.get(a.0), self.switches.get(b.0)) else {
+            return Err(Failure::new(Blame::Harness, "the plan links switches it does not have"));
+        };
+        let link = Link::connect((left, a.1), (right, b.1), &self.supervisor)
+            .await
+            .map_err(|error| Failure::from_error(Blame::Environment, "joining the switches", &error))?;
+        let link = Arc::new(link);
+        let (bell, watched) = (self.bell.clone(), Arc::clone(&link));
+        self.watchers.spawn(async move {
+            let exit = watched.died().await;
+            bell.ring(Alarm::Machine {
+                machine: format!("link {}", exit.name),
+                is_node: false,
+                what: format!("vde_plug {}", exit.exit),
+                tail: exit.output_tail,
+                blame: Blame::Environment,
+            });
+        });
+        self.links.push(link);
+        Ok(())
+    }
+
+    /// Starts a VM and watches it from then on.
+    ///
+    /// # Errors
+    /// The environment's failure, with what QEMU said.
+    pub async fn add_vm(&mut self, spec: kvm::VmSpec) -> Result<Arc<Vm>, Failure> {
+        let name = spec.name.clone();
+        let vm = Vm::start(spec, &self.supervisor).await.map_err(|error| {
+            Failure::from_error(Blame::Environment, format!("starting the VM of {name}"), &error).on(&name)
+        })?;
+        let vm = Arc::new(vm);
+        let events = vm.events();
+        self.watchers.spawn(watch_vm(Arc::clone(&vm), events, self.bell.clone(), self.sink.clone()));
+        self.vms.insert(name, Arc::clone(&vm));
+        Ok(vm)
+    }
+
+    /// Ends everything: VMs, then links, then switches. What would not end is returned in words.
+    pub async fn teardown(mut self) -> Vec<String> {
+        self.stop().await
+    }
+
+    async fn stop(&mut self) -> Vec<String> {
+        // Deaths from here on are the lab's own doing.
+        self.watchers.abort_all();
+        while self.watchers.join_next().await.is_some() {}
+        let mut trouble = Vec::new();
+        let vms = std::mem::take(&mut self.vms);
+        let ends = join_all(vms.values().map(|vm| vm.stop(GRACE))).await;
+        trouble.extend(ends.into_iter().filter_map(Result::err).map(|error| error.to_string()));
+        let links = std::mem::take(&mut self.links);
+        let ends = join_all(links.iter().map(|link| link.stop(GRACE))).await;
+        trouble.extend(ends.into_iter().filter_map(Result::err).map(|error| error.to_string()));
+        let switches = std::mem::take(&mut self.switches);
+        let ends = join_all(switches.iter().map(|switch| switch.stop(GRACE))).await;
+        trouble.extend(ends.into_iter().filter_map(Result::err).map(|error| error.to_string()));
+        trouble
+    }
+}
+
+/// Turns what QEMU reports into events, and what no run survives into the alarm.
+async fn watch_vm(
+    vm: Arc<Vm>,
+    mut events: tokio::sync::broadcast::Receiver<VmEvent>,
+    bell: AlarmBell,
+    sink: EventSink,
+) {
+    let machine = vm.name().to_owned();
+    let say = |message: String| sink.emit(EventKind::MachineEvent { machine: machine.clone(), message });
+    let ring = |what: &str, tail: String, blame: Blame| {
+        bell.ring(Alarm::Machine { machine: machine.clone(), is_node: true, what: what.to_owned(), tail, blame });
+    };
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.recv() => event,
+            exit = vm.died() => Ok(VmEvent::Exited(exit)),
+        };
+        match event {
+            Ok(VmEvent::Exited(exit)) => {
+                let what = format!("QEMU {}", exit.exit);
+                say(what.clone());
+                // QEMU that ends by itself, or by somebody's hand, is never k3s's doing.
+                ring(&what, exit.stderr_tail, Blame::Environment);
+                return;
+            }
+            Ok(VmEvent::GuestPanicked { detail }) => {
+                say("GUEST_PANICKED: the guest's kernel panicked".to_owned());
+                ring("the guest's kernel panicked (GUEST_PANICKED)", detail.to_string(), Blame::Product);
+            }
+            Ok(VmEvent::Reset { guest: true, reason }) => {
+                say(format!("RESET: the guest reset itself ({reason})"));
+                ring("the guest reset itself (RESET)", String::new(), Blame::Product);
+            }
+            Ok(VmEvent::Shutdown { guest: true, reason }) => {
+                say(format!("SHUTDOWN: the guest shut itself down ({reason})"));
+                ring("the guest shut itself down (SHUTDOWN)", reason, Blame::Product);
+            }
+            Ok(VmEvent::Shutdown { guest: false, reason } | VmEvent::Reset { guest: false, reason }) => {
+                say(format!("ended or reset from outside ({reason})"));
+            }
+            Ok(VmEvent::Stop) => say("STOP: its vCPUs are stopped".to_owned()),
+            Ok(VmEvent::Resume) => say("RESUME: its vCPUs run again".to_owned()),
+            Ok(VmEvent::Other { name, .. }) => tracing::debug!(machine, name, "QMP event"),
+            Err(RecvError::Lagged(lost)) => tracing::warn!(machine, lost, "QMP events were lost"),
+            Err(RecvError::Closed) => {
+                let exit = vm.died().await;
+                ring(&format!("QEMU {}", exit.exit), exit.stderr_tail, Blame::Environment);
+                return;
+            }
+        }
+    }
+}

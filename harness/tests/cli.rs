@@ -1,0 +1,131 @@
+//! The command line as a new user meets it: no VM, no network, no privileges.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+
+/// A harness in an empty folder, with nothing of the host's configuration.
+fn harness(dir: &tempfile::TempDir) -> Command {
+    let mut command = Command::cargo_bin("harness").unwrap();
+    command.current_dir(dir.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", dir.path());
+    command
+}
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn list_shows_every_shipped_scenario_and_profile() {
+    let dir = dir();
+    let mut out = harness(&dir).arg("list").assert().success();
+    for name in ["smoke", "simple", "vlans", "bonding-vlans"] {
+        out = out.stdout(predicate::str::contains(name));
+    }
+}
+
+#[test]
+fn a_plan_needs_no_tool_no_image_and_no_root() {
+    let dir = dir();
+    harness(&dir)
+        .env("PATH", "/nonexistent")
+        .args(["plan", "bonding-vlans"])
+        .assert()
+        .success()
+        .stdout(predicate::str::contains("bond0.200").and(predicate::str::contains("qemu-system-x86_64")));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a plan writes nothing");
+}
+
+#[test]
+fn a_plan_is_json_on_request() {
+    let dir = dir();
+    let out = harness(&dir).args(["plan", "vlans", "--json", "--no-measure"]).assert().success();
+    let plan: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+    assert_eq!(plan["nodes"].as_array().unwrap().len(), 2);
+    assert_eq!(plan["host"]["measured"], false);
+}
+
+#[test]
+fn an_unknown_scenario_is_a_usage_error_with_a_suggestion() {
+    let dir = dir();
+    harness(&dir)
+        .args(["run", "bondig-vlans", "--k3s", "standin"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("did you mean `bonding-vlans`?"));
+}
+
+#[test]
+fn a_broken_scenario_is_placed_before_anything_is_made() {
+    let dir = dir();
+    let text = "name: mine\ndescription: d\nprofile: simple\nnodes:\n  - {name: server-1, role: server, vcpu: 2}\n";
+    std::fs::write(dir.path().join("mine.yaml"), text).unwrap();
+    harness(&dir)
+        .args(["run", "./mine.yaml", "--k3s", "standin"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("mine.yaml:5:").and(predicate::str::contains("vcpus")));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made");
+}
+
+#[test]
+fn wrong_flags_and_sources_are_usage_errors() {
+    let dir = dir();
+    harness(&dir).args(["run", "smoke", "--k3z", "standin"]).assert().code(2);
+    harness(&dir)
+        .args(["run", "smoke", "--k3s", "http://x"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("release:VERSION"));
+    harness(&dir).args(["run", "smoke", "--accel", "hvf"]).assert().code(2);
+}
+
+#[test]
+fn a_k3s_that_cannot_be_had_is_an_error_never_something_else_instead() {
+    let dir = dir();
+    harness(&dir)
+        .args(["run", "smoke", "--k3s", "file:/nonexistent/k3s"])
+        .assert()
+        .code(3)
+        .stderr(predicate::str::contains("/nonexistent/k3s"));
+    let script = dir.path().join("k3s");
+    std::fs::write(&script, "#!/bin/sh\n").unwrap();
+    harness(&dir).args(["run", "smoke", "--k3s", &format!("file:{}", script.display())]).assert().code(3);
+}
+
+#[test]
+fn a_binary_of_another_architecture_is_refused_before_boot() {
+    let dir = dir();
+    // The head of an ELF file for AArch64 (e_machine 183).
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 183, 0, 1, 0, 0, 0];
+    elf.resize(128, 0);
+    let path = dir.path().join("k3s-arm64");
+    std::fs::write(&path, elf).unwrap();
+    harness(&dir)
+        .args(["run", "smoke", "--k3s", &format!("file:{}", path.display())])
+        .assert()
+        .code(3)
+        .stderr(predicate::str::contains("AArch64").or(predicate::str::contains("aarch64")));
+    assert!(!dir.path().join(".local/state/harness/runs").exists(), "nothing was started");
+}
+
+#[test]
+fn missing_tools_are_named_with_the_command_that_mends_it() {
+    let dir = dir();
+    let standin = dir.path().join("k3s-standin");
+    std::fs::copy(assert_cmd::cargo::cargo_bin("harness"), &standin).unwrap();
+    harness(&dir)
+        .env("PATH", "/nonexistent")
+        .env("HARNESS_STANDIN", &standin)
+        .args(["run", "smoke", "--k3s", "standin", "--format", "plain"])
+        .assert()
+        .code(3)
+        .stderr(predicate::str::contains("qemu-system-x86_64").and(predicate::str::contains("apt-get install")));
+}
+
+#[test]
+fn help_lists_the_exit_codes() {
+    let dir = dir();
+    harness(&dir).arg("--help").assert().success().stdout(predicate::str::contains("130  interrupted"));
+}

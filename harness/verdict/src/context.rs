@@ -1,0 +1,134 @@
+//! What is known about a run besides its log lines.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The phases of a run, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Host checks and admission.
+    Preflight,
+    /// Building or finding the guest image.
+    Image,
+    /// Switches and links.
+    Network,
+    /// QEMU start to the first SSH answer.
+    Boot,
+    /// Is every node who the plan says it is?
+    Identify,
+    /// Removal of stale state.
+    Sanitize,
+    /// First server up.
+    Primary,
+    /// First TCP/TLS connection of every joiner to the server.
+    Prewarm,
+    /// Further servers and agents.
+    Join,
+    /// Health watched for a while after each join.
+    Settle,
+    /// Checks of the scenario.
+    Verify,
+    /// Evidence collection.
+    Collect,
+    /// Everything stopped again.
+    Teardown,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preflight => "preflight",
+            Self::Image => "image",
+            Self::Network => "network",
+            Self::Boot => "boot",
+            Self::Identify => "identify",
+            Self::Sanitize => "sanitize",
+            Self::Primary => "primary",
+            Self::Prewarm => "prewarm",
+            Self::Join => "join",
+            Self::Settle => "settle",
+            Self::Verify => "verify",
+            Self::Collect => "collect",
+            Self::Teardown => "teardown",
+        })
+    }
+}
+
+/// Whether the thing under test worked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Every phase passed.
+    Passed,
+    /// A phase failed.
+    Failed,
+    /// Nobody said; a log from elsewhere.
+    #[default]
+    Unknown,
+}
+
+/// The host, as measured during the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostFacts {
+    /// CPUs the host has.
+    pub cores: Option<u32>,
+    /// vCPUs all VMs of all labs on the host asked for together.
+    pub vcpus_asked: Option<u32>,
+    /// Highest `/proc/pressure/cpu` `some avg10` seen, percent.
+    pub cpu_pressure_some_avg10: Option<f64>,
+    /// Highest 1-minute load seen.
+    pub load_1m: Option<f64>,
+    /// Lowest available memory seen, MiB.
+    pub memory_available_mib: Option<u64>,
+    /// How the guests were run: `kvm` or `tcg`.
+    pub accel: Option<String>,
+}
+
+/// One VM, as measured from the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmFacts {
+    /// The node.
+    pub name: String,
+    /// vCPUs it asked for.
+    pub vcpus: u32,
+    /// Share of its runnable time its vCPU threads waited for a host CPU, 0–100 (schedstat: wait / (run + wait)).
+    pub cpu_wait_pct: Option<f64>,
+    /// Share of host CPU time it got, percent of one CPU.
+    pub cpu_got_pct: Option<f64>,
+}
+
+/// How often systemd restarted a unit on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnitRestarts {
+    /// The node.
+    pub node: String,
+    /// The unit, such as `k3s-server.service`.
+    pub unit: String,
+    /// `NRestarts`.
+    pub restarts: u32,
+}
+
+/// What is known when a verdict is asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Context {
+    /// Did it work?
+    pub health: Health,
+    /// The phase that failed.
+    pub phase: Option<Phase>,
+    /// The node it failed on.
+    pub node: Option<String>,
+    /// What the harness says itself, outermost first ("join of server-2 did not finish in 300 s").
+    pub errors: Vec<String>,
+    /// The host.
+    pub host: Option<HostFacts>,
+    /// The VMs.
+    pub vms: Vec<VmFacts>,
+    /// Unit restarts.
+    pub restarts: Vec<UnitRestarts>,
+}

@@ -1,0 +1,62 @@
+//! Every failure mode, its look-alikes and healthy clusters, in the dialects they come in: the verdict as a person reads it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use verdict::{Classifier, Context, Verdict, diagnose_reader};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn files(path: &Path, out: &mut Vec<PathBuf>) {
+    if path.is_file() {
+        out.push(path.to_owned());
+        return;
+    }
+    let mut entries: Vec<_> = fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect();
+    entries.sort();
+    for entry in entries {
+        files(&entry, out);
+    }
+}
+
+fn diagnose(path: &Path, context: &Context) -> Verdict {
+    let mut classifier = Classifier::new(&common::catalogue());
+    let mut all = Vec::new();
+    files(path, &mut all);
+    for file in all {
+        let name = file.strip_prefix(folder()).unwrap().display().to_string();
+        diagnose_reader(&name, BufReader::new(File::open(&file).unwrap()), &mut classifier).unwrap();
+    }
+    classifier.conclude(context)
+}
+
+/// A fixture's name begins with what it has to be: `fm2-…`, `look-…` and `unknown-…` (no id, failed), `healthy-…`.
+#[test]
+fn every_fixture_gets_its_id_and_its_text() {
+    let mut entries: Vec<_> = fs::read_dir(folder()).unwrap().map(|e| e.unwrap().path()).collect();
+    entries.sort();
+    assert!(entries.len() >= 30, "fixtures are missing");
+    let mut wrong = Vec::new();
+    for entry in entries {
+        let name = entry.file_stem().unwrap().to_string_lossy().into_owned();
+        let verdict = diagnose(&entry, &Context::default());
+        let want = match name.split('-').next().unwrap() {
+            "healthy" | "look" | "unknown" => None,
+            mode => Some(format!("FM-{}", mode.trim_start_matches("fm"))),
+        };
+        let healthy = name.starts_with("healthy");
+        if verdict.id != want || (healthy && verdict.outcome != verdict::Outcome::NoFailureSeen) {
+            wrong.push(format!("{name}: want {want:?}, got\n{verdict}"));
+        }
+        insta::with_settings!({ snapshot_path => "snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(name, verdict.render_human());
+        });
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
