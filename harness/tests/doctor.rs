@@ -82,7 +82,7 @@ fn a_run_beside_a_lab_that_takes_the_machine_says_which_it_is() {
         .code(3);
     let output = out.get_output();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    for words in ["waiting for room, 1.0 s at most", "lab k3v9xa (vlans, 1000 vCPUs", "--wait-for-host"] {
+    for words in ["waiting for room, 1.00 s at most", "lab k3v9xa (vlans, 1000 vCPUs", "--wait-for-host"] {
         assert!(text.contains(words), "{words} is not in:\n{text}");
     }
     drop(ticket);

@@ -299,6 +299,8 @@ fn file_system(path: &Utf8Path) -> String {
         statfs::TMPFS_MAGIC => "tmpfs".to_owned(),
         statfs::OVERLAYFS_SUPER_MAGIC => "overlay".to_owned(),
         statfs::NFS_SUPER_MAGIC => "nfs".to_owned(),
+        // linux/magic.h, V9FS_MAGIC.
+        statfs::FsType(0x0102_1997) => "9p".to_owned(),
         other => format!("type {:#x}", other.0),
     }
 }

@@ -140,7 +140,7 @@ fn bad() -> Seen {
         memory_used_mib: 1000,
     }];
     seen.folders[0].free_mib = Some(1_500);
-    seen.folders[1].file_system = "type 0x1021997".to_owned();
+    seen.folders[1].file_system = "9p".to_owned();
     (seen.folders[1].sync_ms, seen.folders[1].file_system_fault) = (
         None,
         Some("/mnt/c/cache lies on 9p (as a WSL drvfs or a shared folder), where syncfs can hang for good".to_owned()),
