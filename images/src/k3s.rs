@@ -159,6 +159,20 @@ impl fmt::Display for K3sSource {
     }
 }
 
+impl schemars::JsonSchema for K3sSource {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "K3sSource".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A source of the k3s binary: file:/path/to/k3s, release:VERSION or standin.",
+            "type": "string",
+            "pattern": "^(standin|file:.+|release:v[0-9]+\\.[0-9]+\\.[0-9]+([-+][0-9A-Za-z.+-]*)?)$",
+        })
+    }
+}
+
 impl Serialize for K3sSource {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

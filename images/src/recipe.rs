@@ -134,6 +134,11 @@ pub enum RecipeError {
     },
 }
 
+/// JSON schema of a recipe as it is written.
+pub fn schema(generator: schemars::SchemaGenerator) -> schemars::Schema {
+    generator.into_root_schema_for::<Raw>()
+}
+
 /// Where recipes are looked up.
 #[derive(Debug, Clone, Default)]
 pub struct Recipes {
@@ -251,39 +256,59 @@ struct Source {
     folder: Option<Utf8PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
+/// What an image is made of.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(title = "Recipe", rename = "Recipe")]
 struct Raw {
+    /// Its name, also the name of its file.
     name: String,
+    /// A recipe this one adds to: a name, or a path beside it.
     extends: Option<String>,
+    /// Debian suite, such as `bookworm`; the extended recipe's where absent.
     suite: Option<String>,
+    /// Size of the root disk in MiB.
+    #[schemars(range(min = 1024, max = 262_144))]
     disk_mib: Option<u32>,
+    /// Debian packages.
     #[serde(default)]
     packages: Vec<String>,
+    /// Paths of packages to leave out (dpkg's `path-exclude` patterns).
     #[serde(default)]
     exclude: Vec<String>,
+    /// Files laid over the tree, owned by root.
     #[serde(default)]
     files: Vec<RawFile>,
+    /// systemd units.
     #[serde(default)]
     units: RawUnits,
+    /// Binaries that whoever builds supplies: name to path in the guest.
     #[serde(default)]
     binaries: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RecipeFile")]
 struct RawFile {
+    /// Path in the guest.
     path: String,
+    /// Permission bits, octal, in quotes: `"0644"`.
     mode: Option<String>,
+    /// Its content; or else `source`.
     content: Option<String>,
+    /// A file beside the recipe with its content.
     source: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Units")]
 struct RawUnits {
+    /// Units to enable.
     #[serde(default)]
     enable: Vec<String>,
+    /// Units to mask.
     #[serde(default)]
     mask: Vec<String>,
 }

@@ -15,7 +15,7 @@ const PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 const MAX_NICS: usize = 4096;
 
 /// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Mac([u8; 6]);
 

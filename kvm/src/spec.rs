@@ -17,7 +17,7 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub const DISK_SERIAL_MAX_BYTES: usize = 20;
 
 /// Everything QEMU is told about one VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// The node's name; also QEMU's `-name`.
@@ -29,8 +29,10 @@ pub struct VmSpec {
     /// Guest memory.
     pub memory_mib: u32,
     /// The kernel to boot directly.
+    #[schemars(with = "String")]
     pub kernel: Utf8PathBuf,
     /// Its initial RAM file system.
+    #[schemars(with = "String")]
     pub initrd: Utf8PathBuf,
     /// Its command line.
     pub cmdline: String,
@@ -39,18 +41,22 @@ pub struct VmSpec {
     /// Network interfaces; the guest tells them apart by MAC, never by order.
     pub nics: Vec<NicSpec>,
     /// Where the serial console is appended to.
+    #[schemars(with = "String")]
     pub console_log: Utf8PathBuf,
     /// Where QEMU listens for QMP (at most 107 bytes).
+    #[schemars(with = "String")]
     pub qmp_socket: Utf8PathBuf,
     /// Where QEMU's standard error is copied to.
+    #[schemars(with = "String")]
     pub stderr_log: Utf8PathBuf,
 }
 
 /// One virtio disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
     /// The image file.
+    #[schemars(with = "String")]
     pub path: Utf8PathBuf,
     /// Its format; never guessed, since a raw disk's first bytes belong to the guest.
     pub format: DiskFormat,
@@ -61,7 +67,7 @@ pub struct DiskSpec {
 }
 
 /// The format of an image file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// The disk's bytes as they are.
@@ -82,7 +88,7 @@ impl DiskFormat {
 }
 
 /// One virtio network interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NicSpec {
     /// QEMU's id for it, unique in the VM: a letter, then letters, digits, `-`, `_` or `.`.
@@ -94,7 +100,7 @@ pub struct NicSpec {
 }
 
 /// What a NIC is plugged into.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum NicBackend {
     /// QEMU's own user-mode network, cut off from the outside (`restrict=on`).
@@ -105,6 +111,7 @@ pub enum NicBackend {
     /// A numbered port of a VDE switch.
     Vde {
         /// The switch's socket directory.
+        #[schemars(with = "String")]
         socket_dir: Utf8PathBuf,
         /// The port, from 1.
         port: u16,

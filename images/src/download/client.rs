@@ -90,12 +90,12 @@ impl Client {
                 }
                 301 | 302 | 303 | 307 | 308 => target = next_hop(&asked, &target, response.headers())?,
                 code => {
-                    let retry_after = retry_after(response.headers(), jiff::Timestamp::now());
+                    // Only these two say when to come back; elsewhere the header means something else (RFC 9110, 10.2.3).
+                    let asked_to_wait = retry_after(response.headers(), jiff::Timestamp::now());
+                    let retry_after = asked_to_wait.filter(|_| matches!(code, 429 | 503));
                     let patient = retry_after.is_none_or(|wait| wait <= self.options.max_retry_after);
                     let passing = matches!(code, 429 | 500 | 502 | 503 | 504);
                     let class = if passing && patient { Class::Transient } else { Class::Permanent };
-                    // Only these two say when to come back; elsewhere the header means something else (RFC 9110, 10.2.3).
-                    let retry_after = retry_after.filter(|_| matches!(code, 429 | 503));
                     let (url, status) = (shown(&target), status.to_string());
                     return Err(DownloadError::Status { url, status, code, retry_after, class });
                 }

@@ -86,6 +86,20 @@ async fn a_file_that_changes_between_the_parts_is_not_put_together() {
 }
 
 #[tokio::test]
+async fn a_server_that_breaks_off_and_lies_is_not_asked_for_ever() {
+    let bench = Bench::new();
+    let server = site(&k3s(), |request, _| match request.range() {
+        None => Reply::new("200 OK", &[], &[9; 700_000]).cut(700_000, 300_000),
+        Some(start) => Reply::rest(&[9; 700_000], start, "W/\"weak\""),
+    })
+    .await;
+    let error = bench.fetch(&server.base()).await.unwrap_err();
+    assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
+    assert_eq!(server.asked("/k3s").len(), 4, "put together twice");
+    assert_eq!(bench.files(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_part_longer_than_the_file_is_given_up() {
     let bench = Bench::new();
     let server = site(&k3s(), |request, number| match (number, request.range()) {
@@ -116,6 +130,16 @@ async fn a_silent_server_is_left_in_time() {
     bench.fetch_with(&hasty(&server.base())).await.unwrap();
     assert_eq!(server.asked("/k3s")[1].range(), Some(400_000));
     assert!(bench.retries()[0].0.contains("stalled: next to nothing came within 0.3 s"), "{:?}", bench.retries());
+
+    // Not silent, but as good as.
+    let bench = Bench::new();
+    let server = site(&k3s(), |_, number| match number {
+        1 => Reply::ok(&k3s()).cut(700_000, 400_000).drip(),
+        _ => Reply::ok(&k3s()),
+    })
+    .await;
+    bench.fetch_with(&hasty(&server.base())).await.unwrap();
+    assert!(bench.retries()[0].0.contains("stalled: next to nothing came"), "{:?}", bench.retries());
 
     // Before the answer, and every time.
     let bench = Bench::new();
@@ -216,7 +240,7 @@ async fn answers_nobody_asked_for_are_refused_at_once() {
         (Reply::new("200 OK", &[("Content-Encoding", "gzip")], b"x"), "coding \"gzip\""),
         (Reply::rest(&k3s(), 5, "\"one\""), "206 Partial Content to a request for the whole"),
         (Reply::raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"), "gave a wrong answer"),
-        (Reply::new("200 OK", &[], b"").cut(0, 0), "(it is empty)"),
+        (Reply::new("200 OK", &[], b""), "(it is empty)"),
     ];
     for (reply, expected) in cases {
         let bench = Bench::new();

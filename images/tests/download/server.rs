@@ -35,12 +35,21 @@ impl Request {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reply {
     bytes: Vec<u8>,
-    hang: bool,
+    then: Then,
+}
+
+/// What follows the bytes of a reply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Then {
+    #[default]
+    Close,
+    Hang,
+    Drip,
 }
 
 impl Reply {
     pub(crate) fn raw(text: impl Into<Vec<u8>>) -> Self {
-        Self { bytes: text.into(), hang: false }
+        Self { bytes: text.into(), then: Then::Close }
     }
 
     pub(crate) fn new(status: &str, headers: &[(&str, &str)], body: &[u8]) -> Self {
@@ -69,7 +78,13 @@ impl Reply {
 
     /// As it is, and then silence instead of the connection's end.
     pub(crate) fn hang(mut self) -> Self {
-        self.hang = true;
+        self.then = Then::Hang;
+        self
+    }
+
+    /// As it is, and then a byte every now and then.
+    pub(crate) fn drip(mut self) -> Self {
+        self.then = Then::Drip;
         self
     }
 }
@@ -151,7 +166,14 @@ async fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Request>>, answer: &(dyn 
     // A client that left is no fault of the server's.
     let _ = stream.write_all(&reply.bytes).await;
     let _ = stream.flush().await;
-    if reply.hang {
-        std::future::pending::<()>().await;
+    match reply.then {
+        Then::Close => {}
+        Then::Hang => std::future::pending().await,
+        Then::Drip => {
+            let mut pace = tokio::time::interval(std::time::Duration::from_millis(20));
+            while stream.write_u8(7).await.is_ok() {
+                pace.tick().await;
+            }
+        }
     }
 }

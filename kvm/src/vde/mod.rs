@@ -31,21 +31,23 @@ pub const PORT_MAX: u16 = 1000;
 const CLIENT_SOCKET_BYTES: usize = "/.4194304-00000".len();
 
 /// A switch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchSpec {
     /// Its name.
     pub name: String,
     /// The directory of its data sockets, made by the switch (at most 92 bytes).
+    #[schemars(with = "String")]
     pub socket_dir: Utf8PathBuf,
     /// Its management socket (at most 107 bytes).
+    #[schemars(with = "String")]
     pub mgmt_socket: Utf8PathBuf,
     /// Its ports.
     pub ports: Vec<PortSpec>,
 }
 
 /// A port of a switch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortSpec {
     /// Its number, from 1.
