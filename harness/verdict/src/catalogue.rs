@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::compile::{Compiled, CompiledRule};
 use self::compile::{compile_rules, compile_signs, prefilter};
-use crate::context::Phase;
 use crate::error::CatalogueError;
 use crate::evidence::SourceKind;
+use crate::phase::Phase;
 use crate::verdict::Confidence;
 
 /// Most signs a catalogue may hold.
@@ -27,7 +27,7 @@ pub const ANCHOR_BYTES_MIN: usize = 4;
 const REGEX_SIZE_MAX: usize = 64 << 20;
 
 /// What kind of failure it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// Passes on retry; something was too slow.
@@ -55,7 +55,7 @@ impl fmt::Display for Class {
 }
 
 /// Who is to blame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attribution {
     /// The host, the runner, the hypervisor.

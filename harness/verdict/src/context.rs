@@ -1,63 +1,11 @@
 //! What is known about a run besides its log lines.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
-/// The phases of a run, in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// Host checks and admission.
-    Preflight,
-    /// Building or finding the guest image.
-    Image,
-    /// Switches and links.
-    Network,
-    /// QEMU start to the first SSH answer.
-    Boot,
-    /// Is every node who the plan says it is?
-    Identify,
-    /// Removal of stale state.
-    Sanitize,
-    /// First server up.
-    Primary,
-    /// First TCP/TLS connection of every joiner to the server.
-    Prewarm,
-    /// Further servers and agents.
-    Join,
-    /// Health watched for a while after each join.
-    Settle,
-    /// Checks of the scenario.
-    Verify,
-    /// Evidence collection.
-    Collect,
-    /// Everything stopped again.
-    Teardown,
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Preflight => "preflight",
-            Self::Image => "image",
-            Self::Network => "network",
-            Self::Boot => "boot",
-            Self::Identify => "identify",
-            Self::Sanitize => "sanitize",
-            Self::Primary => "primary",
-            Self::Prewarm => "prewarm",
-            Self::Join => "join",
-            Self::Settle => "settle",
-            Self::Verify => "verify",
-            Self::Collect => "collect",
-            Self::Teardown => "teardown",
-        })
-    }
-}
+use crate::phase::Phase;
 
 /// Whether the thing under test worked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
     /// Every phase passed.
@@ -70,7 +18,7 @@ pub enum Health {
 }
 
 /// The host, as measured during the run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostFacts {
     /// CPUs the host has.
@@ -88,7 +36,7 @@ pub struct HostFacts {
 }
 
 /// One VM, as measured from the host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct VmFacts {
     /// The node.
@@ -102,7 +50,7 @@ pub struct VmFacts {
 }
 
 /// How often systemd restarted a unit on a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UnitRestarts {
     /// The node.
@@ -114,7 +62,7 @@ pub struct UnitRestarts {
 }
 
 /// What is known when a verdict is asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Context {
     /// Did it work?

@@ -62,7 +62,10 @@ fn infer_parts(name: &str) -> (Option<String>, Option<String>, SourceKind) {
         "etcd" => SourceKind::Etcd,
         _ => SourceKind::Unknown,
     };
-    let folder = parts.iter().rev().find(|p| is_node_name(p)).map(|p| (*p).to_owned());
+    // A run folder of the harness has `nodes/NAME/`, whatever the scenario calls its nodes.
+    let of_run = parts.iter().rev().take(2).collect::<Vec<_>>();
+    let of_run = matches!(of_run[..], [_, &"nodes"]).then(|| (*of_run[0]).to_owned());
+    let folder = of_run.or_else(|| parts.iter().rev().find(|p| is_node_name(p)).map(|p| (*p).to_owned()));
     // `server-1-journal.log`, `server-1.log`, `console-server-1.txt`
     let in_file = || {
         let words: Vec<&str> = stem.split(['-', '_']).collect();
@@ -281,7 +284,7 @@ struct Entry<'a> {
 }
 
 fn export_entry(block: &[u8], start: usize, end: usize) -> Option<Entry<'_>> {
-    let message = block[start..end].strip_prefix(b"MESSAGE=")?;
+    let message = block[start..end].strip_prefix(b"MESSAGE=").or_else(|| export_binary(block, start, end))?;
     let low = start.saturating_sub(ENTRY_BYTES_MAX);
     let from = block[low..start].windows(2).rposition(|w| w == b"\n\n").map_or(low, |n| low + n + 2);
     let high = (end + ENTRY_BYTES_MAX).min(block.len());
@@ -295,9 +298,35 @@ fn export_entry(block: &[u8], start: usize, end: usize) -> Option<Entry<'_>> {
     Some(Entry { message, node, at })
 }
 
+/// First line of a message that is not one printable line: `MESSAGE`, a line end, its length in eight bytes (little-endian),
+/// its bytes (systemd, Journal Export Formats).
+fn export_binary(block: &[u8], start: usize, end: usize) -> Option<&[u8]> {
+    block[..start].strip_suffix(b"MESSAGE\n").filter(|before| before.is_empty() || before.ends_with(b"\n"))?;
+    let (length, message) = block[start..end].split_first_chunk::<8>()?;
+    (message.len() as u64 <= u64::from_le_bytes(*length)).then_some(message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_export_entry_is_read_with_a_message_of_either_form() {
+        let show = |block: &[u8], what: &[u8]| {
+            let at = block.windows(what.len()).position(|w| w == what).unwrap();
+            let start = block[..at].iter().rposition(|&b| b == b'\n').map_or(0, |n| n + 1);
+            let end = block[at..].iter().position(|&b| b == b'\n').map_or(block.len(), |n| at + n);
+            export_entry(block, start, end).map(|e| {
+                format!("{} {} {}", String::from_utf8_lossy(e.message), e.node.unwrap_or_default(), e.at.is_some())
+            })
+        };
+        let plain = b"__REALTIME_TIMESTAMP=1795228957000000\n_HOSTNAME=h\nMESSAGE=panic: x\n\n";
+        assert_eq!(show(plain, b"panic").as_deref(), Some("panic: x h true"));
+        let binary = b"_HOSTNAME=h\nMESSAGE\n\x0d\0\0\0\0\0\0\0panic: x\nmore\n_PID=1\n\n";
+        assert_eq!(show(binary, b"panic").as_deref(), Some("panic: x h false"));
+        assert_eq!(show(b"MESSAGE\nshort\n", b"short"), None);
+        assert_eq!(show(b"THE MESSAGE\n\x0d\0\0\0\0\0\0\0panic: x\n", b"panic"), None);
+    }
 
     #[test]
     fn names_give_nodes_and_programs_away() {
@@ -307,6 +336,8 @@ mod tests {
         };
         assert_eq!(show("run-7/server-1/journal.log"), "server-1 unknown");
         assert_eq!(show("server-2/qemu.log"), "server-2 qemu");
+        assert_eq!(show("runs/r1/nodes/alpha/console.log"), "alpha unknown");
+        assert_eq!(show("server-1/nodes/console.log"), "server-1 unknown");
         assert_eq!(show("server-1-journal.log.gz"), "server-1 unknown");
         assert_eq!(show("logs/console_agent1.txt"), "agent1 unknown");
         assert_eq!(show("k3s.log"), "- unknown");

@@ -16,6 +16,7 @@ pub mod dialect;
 pub mod error;
 pub mod evidence;
 pub mod line;
+pub mod phase;
 mod redact;
 mod render;
 mod rules;
@@ -25,8 +26,9 @@ pub mod verdict;
 
 pub use catalogue::{Attribution, Catalogue, Class, Kind, Meaning, Mode};
 pub use classify::{Classifier, Fatal, Pending};
-pub use context::{Context, Health, HostFacts, Phase, UnitRestarts, VmFacts};
+pub use context::{Context, Health, HostFacts, UnitRestarts, VmFacts};
 pub use diagnose::{Scan, diagnose_reader};
 pub use error::CatalogueError;
 pub use evidence::{Evidence, Source, SourceKind};
+pub use phase::Phase;
 pub use verdict::{Confidence, Contribution, EvidenceLine, LookAlike, Outcome, SCHEMA_VERSION, Verdict};

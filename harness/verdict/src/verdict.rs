@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::{Attribution, Class};
-use crate::context::Phase;
 use crate::evidence::SourceKind;
+use crate::phase::Phase;
 
 /// Version of the serialized form of [`Verdict`]; raised when a field changes its meaning or goes away.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -19,8 +19,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub const EVIDENCE_LINES_MAX: usize = 10;
 
 /// How a run or a log ended, as the verdict sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "VerdictOutcome")]
 pub enum Outcome {
     /// The run passed.
     Passed,
@@ -31,7 +32,7 @@ pub enum Outcome {
 }
 
 /// How sure the verdict is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Confidence {
     /// A guess on part of the chain.
@@ -64,7 +65,7 @@ impl fmt::Display for Confidence {
 }
 
 /// A failure that is known, explained, and not one of the catalogue's failure modes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LookAlike {
     /// Its id, outside `FM-*`.
@@ -74,7 +75,7 @@ pub struct LookAlike {
 }
 
 /// A line the verdict rests on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvidenceLine {
     /// The sign it matched.
@@ -98,7 +99,7 @@ pub struct EvidenceLine {
 }
 
 /// Something that made the failure more likely without being it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Contribution {
     /// Mode of the catalogue, where it is one (`FM-5`).
@@ -110,7 +111,7 @@ pub struct Contribution {
 }
 
 /// What failed, why we think so, who is to blame, what to do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
     /// [`SCHEMA_VERSION`].
