@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::plan::Phase;
 
 /// Something that happened in a run, with the time it happened at.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Event {
     /// Wall clock of the host.
     pub at: Timestamp,
@@ -23,7 +23,7 @@ pub struct Event {
 }
 
 /// How a phase or a step of it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PhaseOutcome {
     /// It did what it is for.
@@ -37,7 +37,7 @@ pub enum PhaseOutcome {
 }
 
 /// What happened.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]
 pub enum EventKind {
     /// A run begins. Its folder exists and `run.json` is written.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Who is to blame for how a run or a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blame {
     /// k3s, or what was put into the image with it.

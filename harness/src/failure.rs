@@ -6,7 +6,7 @@ use crate::exit::Blame;
 use crate::plan::Phase;
 
 /// The first thing that ended a run before it was done.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Failure {
     /// Who is to blame as far as the failing step can tell; the classifier may know better.
     pub blame: Blame,
@@ -18,19 +18,22 @@ pub struct Failure {
     pub chain: Vec<String>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// Whether it is a deadline that passed.
+    #[serde(default)]
+    pub timed_out: bool,
 }
 
 impl Failure {
     /// A failure that stands for itself.
     pub fn new(blame: Blame, message: impl Into<String>) -> Self {
-        Self { blame, phase: None, node: None, chain: vec![message.into()], hint: None }
+        Self { blame, phase: None, node: None, chain: vec![message.into()], hint: None, timed_out: false }
     }
 
     /// A failure with an error's chain of causes below it.
     pub fn from_error(blame: Blame, context: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut chain = vec![context.into()];
         chain.extend(crate::error::chain_of(error));
-        Self { blame, phase: None, node: None, chain, hint: None }
+        Self { blame, phase: None, node: None, chain, hint: None, timed_out: false }
     }
 
     /// The environment's fault.

@@ -20,4 +20,5 @@ pub mod record;
 pub mod redact;
 pub mod reporter;
 pub mod scenario;
+pub mod schema;
 pub mod seedfiles;

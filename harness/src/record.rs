@@ -25,9 +25,16 @@ pub enum RecordError {
         /// What the system said.
         source: io::Error,
     },
-    /// No state folder is known: neither `XDG_STATE_HOME` nor `HOME` is set.
-    #[error("no folder for the records: neither --state-dir nor XDG_STATE_HOME nor HOME is set")]
-    NoHome,
+    /// No folder is known to keep something in.
+    #[error("no folder for {what}: neither {flag} nor {variable} nor HOME is set")]
+    NoHome {
+        /// What it is for.
+        what: &'static str,
+        /// The flag that names one.
+        flag: &'static str,
+        /// The variable that names one.
+        variable: &'static str,
+    },
 }
 
 /// `run.json`: what a run was asked to do, known before it does anything.
@@ -170,14 +177,14 @@ impl Folders {
             path.is_absolute().then_some(path)
         };
         let home = absolute("HOME");
-        let pick = |given: Option<Utf8PathBuf>, xdg: &str, below_home: &str| {
+        let pick = |given: Option<Utf8PathBuf>, xdg: &'static str, below_home: &str, what, flag| {
             given
                 .or_else(|| absolute(xdg).map(|base| base.join("harness")))
                 .or_else(|| home.as_ref().map(|home| home.join(below_home).join("harness")))
-                .ok_or(RecordError::NoHome)
+                .ok_or(RecordError::NoHome { what, flag, variable: xdg })
         };
-        let state = pick(state, "XDG_STATE_HOME", ".local/state")?;
-        let cache = pick(cache, "XDG_CACHE_HOME", ".cache")?;
+        let state = pick(state, "XDG_STATE_HOME", ".local/state", "the records", "--state-dir")?;
+        let cache = pick(cache, "XDG_CACHE_HOME", ".cache", "images and downloads", "--cache-dir")?;
         let runtime = absolute("XDG_RUNTIME_DIR").filter(|dir| dir.as_str().len() <= 40 && dir.is_dir()).map_or_else(
             || Utf8PathBuf::from(format!("/tmp/harness-{}", nix::unistd::getuid())),
             |dir| dir.join("harness"),

@@ -94,12 +94,19 @@ fn one_evidence_in_every_form_gives_one_verdict() {
     fs::write(dir.join("job.tar.gz"), gzip(&tar_of(&packed))).unwrap();
     fs::write(dir.join("job.tar.zst"), zstd::encode_all(tar_of(&files).as_slice(), 3).unwrap()).unwrap();
     zip_file(&dir.join("job.zip"), &files);
-    zip_file(&dir.join("artifacts.zip"), &[("job/logs.tgz", gzip(&tar_of(&files))), ("job/readme.txt", b"hello\n".to_vec())]);
+    zip_file(
+        &dir.join("artifacts.zip"),
+        &[("job/logs.tgz", gzip(&tar_of(&files))), ("job/readme.txt", b"hello\n".to_vec())],
+    );
     for input in ["packed", "job.tar", "job.tar.gz", "job.tar.zst", "job.zip", "artifacts.zip"] {
         assert_eq!(verdict(harness(dir).args(["diagnose", input]), 0), want, "{input}");
         let piped = fs::read(dir.join(input)).unwrap_or_default();
         if !piped.is_empty() {
-            assert_eq!(verdict(harness(dir).args(["diagnose", "-"]).write_stdin(piped), 0), want, "{input} on standard input");
+            assert_eq!(
+                verdict(harness(dir).args(["diagnose", "-"]).write_stdin(piped), 0),
+                want,
+                "{input} on standard input"
+            );
         }
     }
     let named = ["diagnose", "logs/server-1/journal.log", "packed/server-2/journal.log.zst"];
@@ -133,7 +140,9 @@ fn the_journal_as_export_and_as_json_gives_one_verdict() {
         let (head, message) = line.split_once(": ").unwrap_or(("", line));
         let unit = head.rsplit(' ').next().unwrap_or("k3s").split('[').next().unwrap();
         let at = 1_795_228_957_000_000_u64 + n as u64 * 1_000_000;
-        export += &format!("__CURSOR=s=1;i={n}\n__REALTIME_TIMESTAMP={at}\n_HOSTNAME=server-2\nSYSLOG_IDENTIFIER={unit}\nMESSAGE={message}\n\n");
+        export += &format!(
+            "__CURSOR=s=1;i={n}\n__REALTIME_TIMESTAMP={at}\n_HOSTNAME=server-2\nSYSLOG_IDENTIFIER={unit}\nMESSAGE={message}\n\n"
+        );
         let fields = serde_json::json!({
             "MESSAGE": message, "_HOSTNAME": "server-2", "SYSLOG_IDENTIFIER": unit, "__REALTIME_TIMESTAMP": at.to_string(),
         });
@@ -141,7 +150,10 @@ fn the_journal_as_export_and_as_json_gives_one_verdict() {
     }
     for form in [export, json] {
         let got = verdict(harness(dir.path()).args(["diagnose", "-"]).write_stdin(form), 0);
-        assert_eq!((&got["id"], &got["node"], &got["confidence"]), (&"FM-2".into(), &"server-2".into(), &"high".into()));
+        assert_eq!(
+            (&got["id"], &got["node"], &got["confidence"]),
+            (&"FM-2".into(), &"server-2".into(), &"high".into())
+        );
     }
 }
 
@@ -164,10 +176,12 @@ fn run_folder(root: &Path, id: &str, failed: bool, files: &[(&str, Vec<u8>)]) {
         "oversubscription": { "vcpus": 8, "cores": 2, "ratio": 4.0, "warning": null },
         "nodes": [{ "name": "server-1", "vm": { "vcpus": 4 } }, { "name": "server-2", "vm": { "vcpus": 4 } }],
     });
-    fs::write(run.join("run.json"), serde_json::json!({ "run": id, "lab": "abc", "schema_version": 1 }).to_string()).unwrap();
+    fs::write(run.join("run.json"), serde_json::json!({ "run": id, "lab": "abc", "schema_version": 1 }).to_string())
+        .unwrap();
     fs::write(run.join("verdict.json"), report.to_string()).unwrap();
     fs::write(run.join("plan.json"), plan.to_string()).unwrap();
-    fs::write(run.join("events.ndjson"), "{\"event\":\"F1121 02:44:00.8 1 server.go:205] leaderelection lost\"}\n").unwrap();
+    fs::write(run.join("events.ndjson"), "{\"event\":\"F1121 02:44:00.8 1 server.go:205] leaderelection lost\"}\n")
+        .unwrap();
     put(&run.join("nodes"), files);
     fs::write(run.join("nodes/server-1/qemu.log"), "").unwrap();
 }
@@ -185,10 +199,17 @@ fn a_run_folder_brings_its_phase_its_host_and_its_restarts() {
     // What the harness wrote about the run is no evidence.
     assert!(!got.to_string().contains("leaderelection lost"), "{got}");
     // The same folder within a job's artifacts.
-    let whole: Vec<(String, Vec<u8>)> = ["run.json", "verdict.json", "plan.json", "events.ndjson", "nodes/server-1/journal.log", "nodes/server-2/journal.log"]
-        .iter()
-        .map(|name| (format!("job/runs/r1/{name}"), fs::read(dir.join("r1").join(name)).unwrap()))
-        .collect();
+    let whole: Vec<(String, Vec<u8>)> = [
+        "run.json",
+        "verdict.json",
+        "plan.json",
+        "events.ndjson",
+        "nodes/server-1/journal.log",
+        "nodes/server-2/journal.log",
+    ]
+    .iter()
+    .map(|name| (format!("job/runs/r1/{name}"), fs::read(dir.join("r1").join(name)).unwrap()))
+    .collect();
     let whole: Vec<(&str, Vec<u8>)> = whole.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
     fs::write(dir.join("art.tar.gz"), gzip(&tar_of(&whole))).unwrap();
     assert_eq!(verdict(harness(dir).args(["diagnose", "art.tar.gz"]), 0), got);
@@ -205,16 +226,28 @@ fn a_run_that_passed_is_healthy_whatever_its_logs_say_and_a_failed_one_beside_it
     run_folder(&dir.join("runs"), "20260102T000000Z-bad", true, &other);
     let got = verdict(harness(dir).args(["diagnose", "runs"]), 5);
     assert_eq!((&got["outcome"], &got["id"]), (&"failed".into(), &Value::Null));
-    harness(dir).args(["diagnose", "runs"]).assert().code(5).stdout(predicate::str::contains("1 of 2 runs passed and were not read"));
+    harness(dir)
+        .args(["diagnose", "runs"])
+        .assert()
+        .code(5)
+        .stdout(predicate::str::contains("1 of 2 runs passed and were not read"));
     fs::remove_file(dir.join("runs/20260102T000000Z-bad/verdict.json")).unwrap();
-    harness(dir).args(["diagnose", "runs/20260102T000000Z-bad"]).assert().stdout(predicate::str::contains("no verdict.json"));
+    harness(dir)
+        .args(["diagnose", "runs/20260102T000000Z-bad"])
+        .assert()
+        .stdout(predicate::str::contains("no verdict.json"));
 }
 
 #[test]
 fn exit_codes_tell_a_verdict_from_none() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    for (name, code) in [("healthy-slow-applies.log", 0), ("look-oom.log", 0), ("fm1-etcd34-docker-compose.log", 0), ("unknown-cgroup.log", 5)] {
+    for (name, code) in [
+        ("healthy-slow-applies.log", 0),
+        ("look-oom.log", 0),
+        ("fm1-etcd34-docker-compose.log", 0),
+        ("unknown-cgroup.log", 5),
+    ] {
         harness(dir).arg("diagnose").arg(fixture(name)).assert().code(code);
     }
     let stderr = |command: &mut Command, code: i32, text: &str| {
@@ -239,11 +272,9 @@ fn a_folder_is_not_left_through_a_link() {
     put(dir, &[("outside/server-2.log", two_nodes().remove(1).1), ("inside/ok.log", b"all is well\n".to_vec())]);
     std::os::unix::fs::symlink(dir.join("outside"), dir.join("inside/more")).unwrap();
     std::os::unix::fs::symlink(dir.join("outside/server-2.log"), dir.join("inside/x.log")).unwrap();
-    harness(dir)
-        .args(["diagnose", "inside"])
-        .assert()
-        .code(0)
-        .stdout(predicate::str::contains("NO FAILURE SEEN").and(predicate::str::contains("2 symbolic links were not followed")));
+    harness(dir).args(["diagnose", "inside"]).assert().code(0).stdout(
+        predicate::str::contains("NO FAILURE SEEN").and(predicate::str::contains("2 symbolic links were not followed")),
+    );
     // A link that is named is meant.
     assert_eq!(verdict(harness(dir).args(["diagnose", "inside/x.log"]), 0)["id"], "FM-2");
 }
@@ -257,12 +288,25 @@ fn a_site_has_modes_of_its_own() {
     put(dir, &[("site/port.yaml", SITE.as_bytes().to_vec()), ("x.log", b"switch: port gi0/7 err-disabled\n".to_vec())]);
     assert_eq!(verdict(harness(dir).args(["diagnose", "x.log"]), 0)["id"], Value::Null);
     assert_eq!(verdict(harness(dir).args(["diagnose", "x.log", "--catalogue", "site"]), 0)["id"], "SITE-1");
-    harness(dir).args(["catalogue", "show", "site-1", "--catalogue", "site"]).assert().code(0).stdout(predicate::str::contains("ask the network's people"));
+    harness(dir)
+        .args(["catalogue", "show", "site-1", "--catalogue", "site"])
+        .assert()
+        .code(0)
+        .stdout(predicate::str::contains("ask the network's people"));
     fs::write(dir.join("site/port.yaml"), SITE.replace("SITE-1", "FM-3")).unwrap();
     for command in [["diagnose", "x.log"], ["catalogue", "list"]] {
-        harness(dir).args(command).args(["--catalogue", "site"]).assert().code(2).stderr(predicate::str::contains("site/port.yaml:1:5: FM-3 is one of the harness's own modes"));
+        harness(dir)
+            .args(command)
+            .args(["--catalogue", "site"])
+            .assert()
+            .code(2)
+            .stderr(predicate::str::contains("site/port.yaml:1:5: FM-3 is one of the harness's own modes"));
     }
-    harness(dir).args(["catalogue", "list", "--catalogue", "nowhere"]).assert().code(2).stderr(predicate::str::contains("reading the catalogue nowhere"));
+    harness(dir)
+        .args(["catalogue", "list", "--catalogue", "nowhere"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("reading the catalogue nowhere"));
 }
 
 #[test]
@@ -274,7 +318,9 @@ fn the_catalogue_is_listed_and_shown() {
         list = list.stdout(predicate::str::contains(format!("FM-{n} ")));
     }
     harness(dir).args(["catalogue", "show", "fm-2"]).assert().code(0).stdout(
-        predicate::str::contains("FM-2 stale bootstrap data").and(predicate::str::contains("what to do")).and(predicate::str::contains("/")),
+        predicate::str::contains("FM-2 stale bootstrap data")
+            .and(predicate::str::contains("what to do"))
+            .and(predicate::str::contains("/")),
     );
     let json = harness(dir).args(["catalogue", "show", "FM-2", "--json"]).assert().code(0);
     let mode: Value = serde_json::from_slice(&json.get_output().stdout).unwrap();
@@ -282,7 +328,11 @@ fn the_catalogue_is_listed_and_shown() {
     let json = harness(dir).args(["catalogue", "list", "--json"]).assert().code(0);
     let modes: Value = serde_json::from_slice(&json.get_output().stdout).unwrap();
     assert!(modes.as_array().unwrap().len() > 7);
-    harness(dir).args(["catalogue", "show", "FM-22"]).assert().code(2).stderr(predicate::str::contains("did you mean `FM-2`?"));
+    harness(dir)
+        .args(["catalogue", "show", "FM-22"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("did you mean `FM-2`?"));
 }
 
 /// The patterns that are printed for `grep -E` are taken by it and find what the classifier finds.
@@ -305,7 +355,12 @@ fn grep_takes_the_patterns() {
         .collect();
     assert!(examples.len() > 50);
     fs::write(dir.join("examples"), examples.join("\n") + "\n").unwrap();
-    let grep = std::process::Command::new("grep").args(["-cEf", "patterns", "examples"]).env("LC_ALL", "C").current_dir(dir).output().unwrap();
+    let grep = std::process::Command::new("grep")
+        .args(["-cEf", "patterns", "examples"])
+        .env("LC_ALL", "C")
+        .current_dir(dir)
+        .output()
+        .unwrap();
     assert_eq!(String::from_utf8_lossy(&grep.stderr), "", "grep complains of no pattern");
     let found: usize = String::from_utf8(grep.stdout).unwrap().trim().parse().unwrap();
     assert!(found * 100 >= examples.len() * 95, "{found} of {} examples are found", examples.len());
@@ -315,6 +370,7 @@ fn grep_takes_the_patterns() {
 fn help_documents_the_exit_codes() {
     let dir = tempfile::tempdir().unwrap();
     harness(dir.path()).args(["diagnose", "--help"]).assert().code(0).stdout(
-        predicate::str::contains("no verdict: something failed that is not in the catalogue").and(predicate::str::contains("journalctl -D")),
+        predicate::str::contains("no verdict: something failed that is not in the catalogue")
+            .and(predicate::str::contains("journalctl -D")),
     );
 }

@@ -88,3 +88,50 @@ fn a_run_beside_a_lab_that_takes_the_machine_says_which_it_is() {
     drop(ticket);
     assert!(ledger.living().unwrap().is_empty());
 }
+
+/// The same, where the other lab ends: the run that waits is woken by that and goes on.
+#[test]
+fn a_run_that_waits_goes_on_when_the_other_lab_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(&Utf8Path::from_path(dir.path()).unwrap().join("harness"));
+    let claim = Claim { lab: "k3v9xa".into(), scenario: "vlans".into(), vcpus: 1000, memory_mib: 0 };
+    let host = || Host { cores: 2, memory_available_mib: 0 };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut ticket = Some(runtime.block_on(ledger.admit(claim, Policy::default(), host, |_| ())).unwrap());
+
+    let k3s = dir.path().join("k3s");
+    std::fs::copy(assert_cmd::cargo::cargo_bin("harness"), &k3s).unwrap();
+    let mut run = std::process::Command::new(assert_cmd::cargo::cargo_bin("harness"))
+        .args(["run", "smoke", "--accel", "tcg", "--format", "json", "--wait-for-host", "10m", "--k3s"])
+        .arg(format!("file:{}", k3s.display()))
+        .current_dir(dir.path())
+        .env("HOME", dir.path())
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .env_remove("XDG_STATE_HOME")
+        .env_remove("XDG_CACHE_HOME")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(run.id()).unwrap());
+    let mut preflight = None;
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(run.stdout.take().unwrap()));
+    for line in lines.map(Result::unwrap) {
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let message = event["event"]["phase-progress"]["message"].as_str().unwrap_or_default();
+        if message.starts_with("waiting for room") {
+            let labs = ledger.living().unwrap();
+            assert_eq!(labs.iter().map(|entry| entry.admitted).collect::<Vec<_>>(), [true, false]);
+            drop(ticket.take());
+        }
+        let finished = &event["event"]["phase-finished"];
+        if finished["phase"] == "preflight" {
+            preflight = Some(finished["outcome"].clone());
+            // What would follow is building an image.
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        }
+    }
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    assert!(ticket.is_none(), "it did not wait");
+    assert_eq!(preflight.unwrap(), "ok");
+    assert!(ledger.living().unwrap().is_empty());
+}

@@ -12,6 +12,7 @@ use crate::exit::Blame;
 
 /// `harness catalogue`
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n    harness catalogue show FM-2")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: CatalogueCommand,
@@ -213,11 +214,16 @@ fn page(mode: &Mode) -> String {
     let names = |title: &str, names: &[String]| {
         if names.is_empty() { String::new() } else { format!("{title}: {}\n", names.join(", ")) }
     };
-    out.push('\n');
-    out.push_str(&names("phases", &phases));
-    out.push_str(&names("explains", &mode.explains));
-    out.push_str(&names("made likelier by", &mode.contributing));
-    out.push_str(&names("could be taken for", &mode.looks_like));
+    let related = [
+        names("phases", &phases),
+        names("explains", &mode.explains),
+        names("made likelier by", &mode.contributing),
+        names("could be taken for", &mode.looks_like),
+    ]
+    .concat();
+    if !related.is_empty() {
+        let _ = write!(out, "\n{related}");
+    }
     if !mode.rules.is_empty() {
         out.push_str("\nsufficient is one of\n");
     }

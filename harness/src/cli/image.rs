@@ -8,6 +8,7 @@ use images::recipe::Recipes;
 use images::store::Store;
 use kvm::Supervisor;
 
+use crate::cli::signals::Signals;
 use crate::cli::{Global, base, k3s, print, runtime, usage};
 use crate::error::CommandError;
 use crate::exit::Blame;
@@ -17,6 +18,7 @@ use crate::record::Folders;
 
 /// `harness image`
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n    harness image build debian-k3s --k3s file:./k3s")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: ImageCommand,
@@ -89,11 +91,11 @@ fn build(
         let began = std::time::Instant::now();
         let said = |event: BuildEvent| eprintln!("[{:6.1} s] {}", began.elapsed().as_secs_f64(), words(&event));
         let binaries = [k3s.guest_binary()];
+        let mut signals = Signals::open()?;
         let built = tokio::select! {
             built = store.ensure(&recipe, &binaries, &tools, &said) => built.map_err(|error| store_error("building the image", &error)),
-            signal = tokio::signal::ctrl_c() => {
-                signal.map_err(|error| CommandError::new(Blame::Environment, "listening for signals", &error))?;
-                Err(CommandError::plain(Blame::Interrupted, "interrupted by SIGINT"))
+            signal = signals.next() => {
+                Err(CommandError::plain(Blame::Interrupted, format!("interrupted by {signal}")))
             }
         };
         let survivors = supervisor.shutdown(Duration::from_secs(3)).await;

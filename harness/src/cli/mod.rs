@@ -2,14 +2,26 @@
 
 mod catalogue;
 mod clean;
+mod completions;
+mod console;
+mod cp;
 mod diagnose;
 pub(crate) mod doctor;
+mod exec;
 mod image;
 mod k3s;
+mod keep;
 mod list;
+mod logs;
+mod man;
 mod plan;
+mod ps;
+mod reach;
 mod run;
+mod schema;
+mod shell;
 mod signals;
+mod stop;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -77,10 +89,30 @@ enum Command {
     List(list::Args),
     /// Build, list, verify and collect guest images
     Image(image::Args),
+    /// List the labs that live
+    Ps(ps::Args),
+    /// Open a shell in a node of a living lab
+    Shell(shell::Args),
+    /// Run a command in a node of a living lab
+    Exec(exec::Args),
+    /// Print a node's journal
+    Logs(logs::Args),
+    /// Print what a node says on its serial console
+    Console(console::Args),
+    /// Copy files into a node of a living lab, or out of it
+    Cp(cp::Args),
+    /// End a living lab
+    Stop(stop::Args),
     /// Remove what killed runs left
     Clean(clean::Args),
     /// Look at this machine: what a run needs, what is lacking, what mends it
     Doctor(doctor::Args),
+    /// Print the JSON schema of a document
+    Schema(schema::Args),
+    /// Print what a shell needs to complete the command line
+    Completions(completions::Args),
+    /// Write the manual pages
+    Man(man::Args),
 }
 
 /// Parses the command line and carries it out.
@@ -95,8 +127,18 @@ pub fn main() -> ExitCode {
         Command::Catalogue(args) => catalogue::run(args),
         Command::List(args) => list::run(args),
         Command::Image(args) => image::run(&cli.global, args),
+        Command::Ps(args) => ps::run(&cli.global, args),
+        Command::Shell(args) => shell::run(&cli.global, args),
+        Command::Exec(args) => exec::run(&cli.global, args),
+        Command::Logs(args) => logs::run(&cli.global, args),
+        Command::Console(args) => console::run(&cli.global, args),
+        Command::Cp(args) => cp::run(&cli.global, args),
+        Command::Stop(args) => stop::run(&cli.global, args),
         Command::Clean(args) => clean::run(&cli.global, args),
         Command::Doctor(args) => doctor::run(&cli.global, args),
+        Command::Schema(args) => schema::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -162,5 +204,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        let mut left: Vec<clap::Command> = Cli::command().get_subcommands().cloned().collect();
+        assert!(left.len() > 5);
+        while let Some(mut command) = left.pop() {
+            left.extend(command.get_subcommands().cloned());
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example") && help.contains("    harness "), "{} has none", command.get_name());
+        }
     }
 }

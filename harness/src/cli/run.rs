@@ -6,12 +6,14 @@ use jiff::Timestamp;
 use kvm::{AccelChoice, Supervisor};
 use verdict::Classifier;
 
+use crate::cli::keep::{self, Closing, Keep, Leash};
+use crate::cli::signals::Signals;
 use crate::cli::{Global, base, k3s, print, runtime, signals, usage};
 use crate::error::CommandError;
 use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
 use crate::formation::context::millis;
-use crate::formation::report::RunReport;
+use crate::formation::report::{Ended, RunReport};
 use crate::formation::{self, Ingredients};
 use crate::lab::ledger::{Admission, Ledger, Policy};
 use crate::lab::{LabDirs, alarm, dirs};
@@ -25,6 +27,7 @@ use crate::scenario::{Loaded, load};
 #[command(after_help = "Examples:
     harness run bonding-vlans --k3s file:./k3s
     harness run smoke --k3s standin --format plain
+    harness run bonding-vlans --keep-on-failure --keep-for 1h
     harness run ./mine.yaml --accel kvm --format json > events.ndjson")]
 pub(super) struct Args {
     /// A scenario's name, or the path of its file
@@ -41,9 +44,31 @@ pub(super) struct Args {
     /// How long to wait for other labs on this machine to end where there is no room beside them: 10m, 90s, 0s
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = super::duration)]
     wait_for_host: Duration,
+    /// Keep the lab when the run is over, to be looked at: see `harness ps`, `shell`, `exec`, `logs`, `stop`
+    #[arg(long, conflicts_with = "keep_on_failure")]
+    keep: bool,
+    /// Keep the lab where the run did not pass
+    #[arg(long)]
+    keep_on_failure: bool,
+    /// How long a lab is kept before it is taken down: 30m, 2h, 90s
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = super::duration)]
+    keep_for: Duration,
+}
+
+impl Args {
+    fn keep(&self) -> Keep {
+        match (self.keep, self.keep_on_failure) {
+            (true, _) => Keep::Always,
+            (false, true) => Keep::OnFailure,
+            (false, false) => Keep::Never,
+        }
+    }
 }
 
 pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
+    if args.keep() != Keep::Never && !keep::is_owner() {
+        return keep::relay();
+    }
     // Everything that can be wrong with what was asked for is found before anything is made or started.
     let loaded = load(&args.scenario, &base()).map_err(|error| usage("reading the scenario", &error))?;
     let recipe = images::recipe::Recipes::new(Some(base().join("images/recipes")))
@@ -89,6 +114,11 @@ async fn in_runtime(
     let (sink, events) = EventSink::new();
     let (bell, guard) = alarm::alarm();
     let signals = signals::listen(bell.clone(), sink.clone(), supervisor.clone())?;
+    // Where a lab may be kept, this process is its owner already.
+    let leash = match args.keep() {
+        Keep::Never => None,
+        _ => Some(Leash::take(bell.clone(), sink.clone())?),
+    };
     let driven = tokio::spawn(reporter::drive(events, reporters(args.format, &record, &sink)));
     sink.emit(EventKind::RunStarted {
         run: run_id.clone(),
@@ -136,40 +166,47 @@ async fn in_runtime(
             record: record.clone(),
             supervisor: supervisor.clone(),
             bell,
-            guard,
+            guard: guard.clone(),
             sink: sink.clone(),
             classifier: classifier.clone().with_slowdown(slowdown),
         })
     }
     .await;
-    let (report, error) = match result {
+    let judge = |ended: &Ended| RunReport::judge(ended, &run_id, millis(began.elapsed()));
+    let (report, error, kept) = match result {
         Ok(ingredients) => {
-            let ended = formation::run(ingredients).await;
-            (RunReport::judge(&ended, &run_id, millis(began.elapsed())), None)
+            let wanted = |ended: &Ended| args.keep().wanted(judge(ended).passed, guard.interrupted());
+            let (ended, kept) = formation::run(ingredients, wanted).await;
+            (judge(&ended), None, kept)
         }
         Err(error) => {
             supervisor.shutdown(Duration::from_secs(1)).await;
             let dir = record.path().as_str();
-            (RunReport::before_plan(&header, &error, dir, &classifier, millis(began.elapsed())), Some(error))
+            (RunReport::before_plan(&header, &error, dir, &classifier, millis(began.elapsed())), Some(error), None)
         }
     };
     if let Err(error) = record.write_json("verdict.json", &report) {
         sink.warn(format!("the verdict is not kept: {error}"));
     }
+    // Listened to before the run's own listener goes: a signal in between would be lost.
+    let until_stopped = Signals::open()?;
     signals.abort();
     let (passed, exit_code) = (report.passed, report.exit_code);
     sink.emit(EventKind::RunFinished { passed, exit_code, summary: report.headline() });
     // The reporters end with that event; should one hang on a blocked terminal, the run does not.
     let _ = tokio::time::timeout(Duration::from_secs(5), driven).await;
-    match error {
-        Some(error) => Err(error),
-        None => {
-            if args.format != Format::Json {
-                print(&report.render());
-            }
-            Ok(exit_code)
-        }
+    if let Some(error) = error {
+        return Err(error);
     }
+    let summary = if args.format == Format::Json { String::new() } else { report.render() };
+    match (kept, leash) {
+        (Some(lab), Some(leash)) => {
+            let closing = Closing { summary: &summary, exit_code, run_dir: record.path() };
+            keep::hold(lab, leash, args.keep_for, until_stopped, closing).await?;
+        }
+        _ => print(&summary),
+    }
+    Ok(exit_code)
 }
 
 fn reporters(format: Format, record: &RunDir, sink: &EventSink) -> Vec<Box<dyn Reporter>> {

@@ -3,14 +3,17 @@
 /// Bytes looked at: a tar's magic stands at 257.
 pub(super) const HEAD_BYTES: usize = 8 << 10;
 
-/// Share of NUL bytes from which on a file counts as no text, in percent. A console or a journal export has some.
-const NUL_PCT: usize = 10;
+/// Share of NUL bytes from which on a file counts as no text, in percent. A console or a journal export has some, and so
+/// has a log whose machine lost its power.
+const NUL_PCT: usize = 30;
 
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// Lines, in whatever encoding.
     Text,
+    /// Lines in UTF-16 without the mark that says so; little-endian or not.
+    BareUtf16(bool),
     /// Nothing at all.
     Empty,
     /// RFC 1952, one or more members.
@@ -61,7 +64,14 @@ pub(super) fn form(head: &[u8]) -> Form {
         return Form::Tar;
     }
     let utf16 = head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff");
-    let nuls = head.iter().filter(|&&byte| byte == 0).count();
+    // Western text has a NUL in every other place, and only there.
+    let nuls_at = |odd: usize| head.iter().skip(odd).step_by(2).filter(|&&byte| byte == 0).count();
+    let (even, odd) = (nuls_at(0), nuls_at(1));
+    let (few, most) = (head.len() / 64, head.len() / 2 - head.len() / 16);
+    if !utf16 && head.len() >= 16 && even.max(odd) >= most && even.min(odd) <= few {
+        return Form::BareUtf16(odd > even);
+    }
+    let nuls = even + odd;
     if !utf16 && nuls * 100 >= head.len() * NUL_PCT && !looks_like_export(head) {
         return Form::Other("binary", None);
     }
@@ -83,7 +93,9 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         let mut console = b"[    0.0] Linux version\n".repeat(20);
         console.extend([0; 8]);
-        let cases: [(&[u8], &str); 13] = [
+        let bare: Vec<u8> = "leaderelection lost\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+        let cases: [(&[u8], &str); 14] = [
+            (&bare, "BareUtf16(false)"),
             (b"", "Empty"),
             (b"x", "Text"),
             (b"\x1f\x8b\x08", "Gzip"),

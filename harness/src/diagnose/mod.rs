@@ -7,13 +7,17 @@
 //! a C compiler is needed for `ring` anyway), gzip by `flate2`, which `images` uses as well.
 
 mod archive;
+mod ci;
 mod detect;
 mod limits;
 mod run_folder;
 mod tree;
 
 use std::cell::Cell;
+use std::collections::HashMap;
+use std::collections::hash_map::{DefaultHasher, Entry};
 use std::fs::{self, File};
+use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, BufReader, Cursor, Read};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::{Component, Path, PathBuf};
@@ -117,7 +121,11 @@ pub fn diagnose(inputs: &[Input], catalogue: &Catalogue, limits: &Limits) -> Res
     session.conclude()
 }
 
-/// Reads one log of unknown form: what the fuzz target and its test drive.
+/// Reads one log of unknown form that is held in memory: what the fuzz target drives.
+///
+/// # Errors
+///
+/// [`Error::NothingRead`] where it is no log.
 pub fn diagnose_bytes(name: &str, bytes: &[u8], catalogue: &Catalogue, limits: &Limits) -> Result<Diagnosis, Error> {
     let mut session = Session::new(catalogue, limits);
     session.member(name, Source::Stream(&mut &*bytes), Nesting::default());
@@ -173,6 +181,8 @@ struct Session {
     notes_more: u64,
     empty: u64,
     runs: Vec<run_folder::Run>,
+    /// Size and beginning of the larger files read so far, as a hash, with their names.
+    seen: HashMap<u64, String>,
 }
 
 impl Session {
@@ -186,6 +196,7 @@ impl Session {
             notes_more: 0,
             empty: 0,
             runs: Vec::new(),
+            seen: HashMap::new(),
         }
     }
 
@@ -212,11 +223,18 @@ impl Session {
             self.note(format!("{name}: {passed} of {} runs passed and were not read", runs.len()));
         }
         let members = tree.members().to_vec();
+        let steps = ci::steps_told_twice(&members);
+        if !steps.is_empty() {
+            self.note(format!("{name}: the logs of single steps were not read, the jobs' logs have them too"));
+        }
         let filled =
             |path: &str| members.binary_search_by(|m| m.path.as_str().cmp(path)).is_ok_and(|n| members[n].bytes > 0);
         for member in &members {
             let of_passed = runs.iter().any(|run| failed && run.passed() && member.path.starts_with(&run.root));
-            if of_passed || !runs.iter().all(|run| run.is_evidence(&member.path, &filled)) {
+            if of_passed
+                || steps.contains(&member.key)
+                || !runs.iter().all(|run| run.is_evidence(&member.path, &filled))
+            {
                 continue;
             }
             let label = format!("{name}/{}", member.path);
@@ -240,6 +258,9 @@ impl Session {
                     Ok(head) => head,
                     Err(error) => return self.note(format!("{name}: not read: {error}")),
                 };
+                if let Some(first) = self.seen_before(name, &file, &head) {
+                    return self.note(format!("{name}: the same as {first}; read once"));
+                }
                 let form = detect::form(&head);
                 match form {
                     // An archive in a file of its own is read where it is.
@@ -251,6 +272,24 @@ impl Session {
             Source::Packed(stream, compressed) => {
                 let bound = self.bound(Rc::new(Cell::new(compressed)));
                 self.unknown(name, &mut Tap::bounded(stream, bound), nesting);
+            }
+        }
+    }
+
+    /// The file that is the same as this one, where one was read. What is seen twice would count twice. Small files are
+    /// left alone: two nodes may well say the same few lines.
+    fn seen_before(&mut self, name: &str, file: &File, head: &[u8]) -> Option<String> {
+        let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        if bytes <= HEAD_BYTES as u64 || self.seen.len() >= self.limits.files_max {
+            return None;
+        }
+        let mut hasher = DefaultHasher::new();
+        (bytes, head).hash(&mut hasher);
+        match self.seen.entry(hasher.finish()) {
+            Entry::Occupied(first) => Some(first.get().clone()),
+            Entry::Vacant(free) => {
+                free.insert(name.to_owned());
+                None
             }
         }
     }
@@ -279,6 +318,10 @@ impl Session {
         match form {
             Form::Empty => self.empty += 1,
             Form::Text => self.log(name, stream),
+            Form::BareUtf16(little) => {
+                let mark: &[u8] = if little { b"\xff\xfe" } else { b"\xfe\xff" };
+                self.log(name, &mut mark.chain(stream));
+            }
             Form::Gzip | Form::Zstd => self.compressed(name, form, stream, nesting),
             Form::Zip | Form::Tar if nesting.archives >= ARCHIVES_MAX => {
                 self.note(format!("{name}: not read: an archive within an archive within an archive"));

@@ -194,7 +194,12 @@ fn host(seen: &Seen) -> Vec<Finding> {
     });
     findings.push(memory(seen));
 
-    findings.push(if seen.labs.is_empty() {
+    findings.push(if let Some(fault) = &seen.labs_fault {
+        Finding::ok(Area::Host, "labs", one_line(fault)).warning(
+            "a run cannot tell what other labs have taken of this machine",
+            "see who holds it: `fuser -v` on the file `lock` in that folder",
+        )
+    } else if seen.labs.is_empty() {
         Finding::ok(Area::Host, "labs", "none lives")
     } else {
         let labs = seen.labs.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");

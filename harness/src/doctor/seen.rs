@@ -12,10 +12,13 @@ use serde::Serialize;
 
 use super::tools::{self, ToolSeen};
 use crate::lab::OwnedTools;
-use crate::lab::ledger::{self, Entry};
+use crate::lab::ledger::{Entry, Ledger};
 use crate::plan::{Inputs, Paths, plan};
 use crate::record::Folders;
 use crate::scenario::{list_scenarios, load};
+
+/// How long reading the ledger of labs may take.
+const LEDGER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Everything that was seen.
 #[derive(Debug, Clone, Serialize)]
@@ -38,6 +41,8 @@ pub struct Seen {
     pub host: HostFacts,
     /// The labs that live on this machine.
     pub labs: Vec<Entry>,
+    /// Why that could not be found out.
+    pub labs_fault: Option<String>,
     /// The folders the harness works in.
     pub folders: Vec<FolderSeen>,
     /// The length of a lab's socket folder in bytes, against the most a socket's path can have.
@@ -149,6 +154,7 @@ pub async fn look(folders: &Folders, base: &Utf8Path) -> Result<Seen, kvm::Error
     let tools = futures::future::join_all(needed.into_iter().map(|tool| tools::find(tool, &runner))).await;
     let containment_fault = containment(&runner).await.err();
     let host = kvm::host_facts();
+    let labs = Ledger::at(&folders.runtime).living_within(LEDGER_DEADLINE).await;
     let folders_seen = folders_seen(folders, &runner).await;
     let needs = needs(base, &host, &accel, folders);
     let (standin, standin_fault) = match K3sSource::Standin.resolve() {
@@ -164,8 +170,8 @@ pub async fn look(folders: &Folders, base: &Utf8Path) -> Result<Seen, kvm::Error
         accel,
         containment_fault,
         host,
-        // No ledger means no lab.
-        labs: ledger::Ledger::at(&folders.runtime).living().unwrap_or_default(),
+        labs_fault: labs.as_ref().err().map(|error| crate::error::chain_of(error).join(": ")),
+        labs: labs.unwrap_or_default(),
         folders: folders_seen,
         socket_folder_bytes: folders.runtime.join("abcdef").as_str().len(),
         images: images_in_store(&folders.cache),

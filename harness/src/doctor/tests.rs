@@ -92,6 +92,7 @@ fn good() -> Seen {
             cpu_pressure_some_avg10: Some(1.5),
         },
         labs: Vec::new(),
+        labs_fault: None,
         folders: vec![
             folder("records and labs", "--state-dir", "/home/ada/.local/state/harness", true),
             folder("images", "--cache-dir", "/home/ada/.cache/harness", true),

@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use camino::Utf8Path;
-use futures::future::try_join_all;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use images::guest::SEED_FAILED_MARK;
 use images::seed::SeedFile;
 use kvm::Vm;
@@ -16,9 +17,13 @@ use crate::failure::Failure;
 use crate::formation::context::{Context, Done};
 use crate::guest::{Guest, GuestError, KeyPair, SshTarget, generate_ed25519};
 use crate::lab::evidence::EvidencePump;
+use crate::lab::inventory::{Inventory, InventoryError};
 use crate::lab::{Lab, OwnedTools};
 use crate::plan::{NodePlan, Phase};
 use crate::seedfiles::{self, NodeKeys};
+
+/// Who the harness is in a guest.
+const USER: &str = "root";
 
 /// A node's keys and the id of the seed they are in.
 pub(super) struct NodeSeed {
@@ -66,6 +71,13 @@ impl Seeds {
     pub(super) fn node(&self, name: &str) -> Result<&NodeSeed, Failure> {
         self.nodes.get(name).ok_or_else(|| Failure::new(Blame::Harness, format!("no seed was made for {name}")))
     }
+
+    /// Begins the record by which the lab's guests are reached from outside this process. A run goes on without one.
+    pub(super) fn inventory(&self, cx: &Context, disks: &Utf8Path) -> Option<Inventory> {
+        Inventory::begin(disks, &cx.plan, cx.record.path(), &self.client_key.private_openssh)
+            .map_err(|error| not_listed(cx, &error))
+            .ok()
+    }
 }
 
 /// Lays every node's overlay on the base image, and its seed beside it.
@@ -79,20 +91,24 @@ pub(super) async fn lay_disks(
     base: &Utf8Path,
     disks: &Utf8Path,
 ) -> Result<(), Failure> {
-    for node in &cx.plan.nodes {
-        let seed = seeds.node(&node.name)?;
-        let path = disks.join(format!("{}.seed", node.name));
-        images::seed::write(&seed.files, &seed.id, &path)
-            .map_err(|error| Failure::from_error(Blame::Environment, "writing a seed", &error).on(&node.name))?;
-        let overlay = disks.join(format!("{}.qcow2", node.name));
-        images::overlay::create(base, &overlay, tools)
-            .await
-            .map_err(|error| Failure::from_error(Blame::Environment, "making an overlay", &error).on(&node.name))?;
-    }
-    Ok(())
+    cx.phase(Phase::Boot, None, "seeds written and overlays laid", async {
+        for node in &cx.plan.nodes {
+            let seed = seeds.node(&node.name)?;
+            let path = disks.join(format!("{}.seed", node.name));
+            images::seed::write(&seed.files, &seed.id, &path)
+                .map_err(|error| Failure::from_error(Blame::Environment, "writing a seed", &error).on(&node.name))?;
+            let overlay = disks.join(format!("{}.qcow2", node.name));
+            images::overlay::create(base, &overlay, tools)
+                .await
+                .map_err(|error| Failure::from_error(Blame::Environment, "making an overlay", &error).on(&node.name))?;
+        }
+        Ok(Done::new((), "a disk and a seed for each node"))
+    })
+    .await
 }
 
-/// Starts all VMs and waits until each answers over SSH; the consoles and journals are followed from here on.
+/// Starts all VMs and waits until each answers over SSH. A guest is in `guests`, and its journal followed, from the
+/// moment it answers, whatever becomes of the others.
 ///
 /// # Errors
 /// The environment's failure; a host key that is not the seed's is never retried.
@@ -101,27 +117,43 @@ pub(super) async fn boot(
     lab: &mut Lab,
     pump: &mut EvidencePump,
     seeds: &Seeds,
-) -> Result<BTreeMap<String, Guest>, Failure> {
-    let mut starting = Vec::new();
-    for node in &cx.plan.nodes {
-        // QEMU writes its console and its own words there.
-        cx.record.node(&node.name).map_err(|error| {
-            Failure::from_error(Blame::Environment, "making the folder of a node's records", &error)
-                .in_phase(Phase::Boot)
-        })?;
-        let vm = lab.add_vm(node.vm.clone()).await.map_err(|failure| failure.in_phase(Phase::Boot))?;
-        let hint = Arc::new(Notify::new());
-        pump.follow_console(node.name.clone(), node.vm.console_log.clone(), SEED_FAILED_MARK, Arc::clone(&hint));
-        starting.push((node, vm, hint));
-    }
-    let guests = try_join_all(starting.into_iter().map(|(node, vm, hint)| boot_one(cx, node, vm, hint, seeds))).await?;
-    for guest in &guests {
-        match cx.record.node(guest.node()) {
-            Ok(dir) => pump.follow_journal(guest.clone(), dir.join("journal.log")),
-            Err(error) => cx.sink.warn(format!("the journal of {} is not kept: {error}", guest.node())),
+    inventory: Option<&Inventory>,
+    guests: &mut BTreeMap<String, Guest>,
+) -> Result<(), Failure> {
+    let machines = cx
+        .phase(Phase::Boot, None, "QEMU to start", async {
+            let mut machines = Vec::new();
+            for node in &cx.plan.nodes {
+                // QEMU writes its console and its own words there.
+                cx.record.node(&node.name).map_err(|error| {
+                    Failure::from_error(Blame::Environment, "making the folder of a node's records", &error)
+                })?;
+                let vm = lab.add_vm(node.vm.clone()).await?;
+                let hint = Arc::new(Notify::new());
+                let console = node.vm.console_log.clone();
+                pump.follow_console(node.name.clone(), console, SEED_FAILED_MARK, Arc::clone(&hint));
+                machines.push((node, vm, hint));
+            }
+            let note = format!("{} machines", machines.len());
+            Ok(Done::new(machines, note))
+        })
+        .await?;
+    let mut booting: FuturesUnordered<_> =
+        machines.into_iter().map(|(node, vm, hint)| boot_one(cx, node, vm, hint, seeds, inventory)).collect();
+    let mut failures = Vec::new();
+    while let Some(booted) = booting.next().await {
+        match booted {
+            Err(failure) => failures.push(failure),
+            Ok(guest) => {
+                match cx.record.node(guest.node()) {
+                    Ok(dir) => pump.follow_journal(guest.clone(), dir.join("journal.log")),
+                    Err(error) => cx.sink.warn(format!("the journal of {} is not kept: {error}", guest.node())),
+                }
+                guests.insert(guest.node().to_owned(), guest);
+            }
         }
     }
-    Ok(guests.into_iter().map(|guest| (guest.node().to_owned(), guest)).collect())
+    failures.into_iter().next().map_or(Ok(()), Err)
 }
 
 async fn boot_one(
@@ -130,17 +162,22 @@ async fn boot_one(
     vm: Arc<Vm>,
     hint: Arc<Notify>,
     seeds: &Seeds,
+    inventory: Option<&Inventory>,
 ) -> Result<Guest, Failure> {
     cx.phase(Phase::Boot, Some(&node.name), "the guest to answer over SSH with its own host key", async {
         let port = vm.ssh_port().await.map_err(|error| {
             Failure::from_error(Blame::Environment, "finding the guest's forwarded SSH port", &error)
         })?;
         let seed = seeds.node(&node.name)?;
+        if let Some(inventory) = inventory {
+            let added = inventory.add(node, port, USER, &seed.host_key.public_openssh);
+            added.unwrap_or_else(|error| not_listed(cx, &error));
+        }
         let key_error = |error: GuestError| Failure::from_error(Blame::Harness, "reading an SSH key", &error);
         let target = SshTarget {
             node: node.name.clone(),
             addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            user: "root".to_owned(),
+            user: USER.to_owned(),
             host_key: seed.host_key.public().map_err(key_error)?,
             identity: Arc::new(seeds.client_key.private().map_err(key_error)?),
             patience: cx.slowdown,
@@ -157,4 +194,9 @@ async fn boot_one(
         Ok(Done::new(guest, "answers over SSH"))
     })
     .await
+}
+
+fn not_listed(cx: &Context, error: &InventoryError) {
+    let why = crate::error::chain_of(error).join(": ");
+    cx.sink.warn(format!("`harness ps` and the commands that look inside will not know this lab: {why}"));
 }

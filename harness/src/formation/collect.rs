@@ -3,13 +3,15 @@
 //! Tolerant of dead parts: each item has its own deadline, and what cannot be had is named, never a failure.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::time::Duration;
 
 use futures::future::join_all;
 
 use crate::formation::context::Context;
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestError};
 use crate::plan::Phase;
+use crate::record::private_file;
 use crate::redact::redact;
 
 /// File in the node's folder, and the command whose output it holds.
@@ -50,7 +52,10 @@ pub(super) async fn collect(cx: &Context, guests: &BTreeMap<String, Guest>, fail
     let deadline = cx.deadline(Phase::Collect);
     // Not raced against the alarm: it may well be what there is evidence to collect of. Each item has a deadline.
     let began = cx.begin(Phase::Collect, &format!("{} items of {} nodes", items.len(), guests.len()));
-    let missed = join_all(guests.values().map(|guest| collect_node(cx, guest, &items, deadline))).await.concat();
+    let missed = tokio::select! {
+        missed = join_all(guests.values().map(|guest| collect_node(cx, guest, &items, deadline))) => missed.concat(),
+        signal = cx.guard.interruption() => vec![format!("the rest, interrupted by {signal}")],
+    };
     let note = if missed.is_empty() { "complete".to_owned() } else { format!("without {}", missed.join(", ")) };
     cx.end(Phase::Collect, began, missed.is_empty(), note);
 }
@@ -67,19 +72,33 @@ async fn collect_node(cx: &Context, guest: &Guest, items: &[(&str, &str)], deadl
     let mut missed = Vec::new();
     for (file, command) in items {
         let name = format!("{}/{file}", guest.node());
-        match tokio::time::timeout(each, guest.exec(command, each)).await {
-            Ok(Ok(output)) => {
-                let text = String::from_utf8_lossy(&output.stdout);
-                if let Err(error) = std::fs::write(dir.join(file), redact(&text).as_bytes()) {
-                    missed.push(format!("{name} ({error})"));
-                }
-            }
+        let (output, trouble) = match tokio::time::timeout(each, guest.exec(command, each)).await {
+            Ok(Ok(output)) => (output, None),
+            Ok(Err(GuestError::Deadline { partial, .. })) => (*partial, Some("cut at its deadline".to_owned())),
             Ok(Err(error)) if error.is_connection() => {
                 missed.push(format!("{} ({error})", guest.node()));
                 break;
             }
-            Ok(Err(error)) => missed.push(format!("{name} ({error})")),
-            Err(_) => missed.push(format!("{name} (no answer)")),
+            Ok(Err(error)) => {
+                missed.push(format!("{name} ({error})"));
+                continue;
+            }
+            Err(_) => {
+                missed.push(format!("{name} (no answer)"));
+                continue;
+            }
+        };
+        if let Some(trouble) = trouble {
+            missed.push(format!("{name} ({trouble})"));
+        }
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.stderr.is_empty() {
+            text.push_str("\n--- standard error ---\n");
+            text.push_str(&String::from_utf8_lossy(&output.stderr));
+        }
+        let written = private_file(&dir.join(file)).and_then(|mut out| out.write_all(redact(&text).as_bytes()));
+        if let Err(error) = written {
+            missed.push(format!("{name} ({error})"));
         }
     }
     missed

@@ -1,5 +1,6 @@
 //! What every phase is given: the plan, the guard, the sink, and the one way to run a phase.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::plan::{NodePlan, Phase, Plan};
 use crate::record::RunDir;
 
 /// How one phase, or one node's part of it, went.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PhaseRecord {
     /// The phase.
     pub phase: Phase,
@@ -68,14 +69,27 @@ pub struct Context {
     /// The lab's claim on this machine, held until everything is taken down.
     pub ticket: Option<Ticket>,
     records: Mutex<Vec<PhaseRecord>>,
+    last_seen: Mutex<BTreeMap<Place, String>>,
 }
+
+/// A phase, or one node's part of it.
+type Place = (Phase, Option<String>);
 
 impl Context {
     /// Surroundings for a plan.
     #[must_use]
     pub fn new(plan: Plan, sink: EventSink, guard: Guard, record: RunDir) -> Self {
         let slowdown = plan.host.slowdown.clamp(1.0, 20.0);
-        Self { plan, sink, guard, record, slowdown, ticket: None, records: Mutex::new(Vec::new()) }
+        Self {
+            plan,
+            sink,
+            guard,
+            record,
+            slowdown,
+            ticket: None,
+            records: Mutex::new(Vec::new()),
+            last_seen: Mutex::new(BTreeMap::new()),
+        }
     }
 
     /// The first server.
@@ -125,9 +139,11 @@ impl Context {
             waits_for: waits_for.clone(),
         });
         let began = Instant::now();
+        let mut open = OpenPhase { cx: self, phase, node, began, closed: false };
         let result = self.guard.race(&waits_for, deadline, work).await;
+        open.closed = true;
         let result = result.map_err(|failure| {
-            let failure = failure.in_phase(phase);
+            let failure = self.judge_deadline(failure.in_phase(phase), node);
             match node {
                 Some(node) => failure.on(node),
                 None => failure,
@@ -142,6 +158,27 @@ impl Context {
             }
         }
         result.map(|done| done.value)
+    }
+
+    /// Says what a phase sees on its way; what it saw last explains a deadline that passes.
+    pub fn progress(&self, phase: Phase, node: Option<&str>, message: impl Into<String>) {
+        let message = message.into();
+        self.sink.progress(phase, node, message.clone());
+        let place = (phase, node.map(str::to_owned));
+        self.last_seen.lock().unwrap_or_else(PoisonError::into_inner).insert(place, message);
+    }
+
+    /// A deadline that passed names what was last seen. Where k3s had answered by then and would not come good, that
+    /// is the product's failure, unless the evidence knows better.
+    fn judge_deadline(&self, mut failure: Failure, node: Option<&str>) -> Failure {
+        let Some(phase) = failure.phase.filter(|_| failure.timed_out) else { return failure };
+        let place = (phase, node.map(str::to_owned));
+        let last = self.last_seen.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        let Some(last) = last else { return failure };
+        if matches!(phase, Phase::Primary | Phase::Join | Phase::Settle | Phase::Verify) {
+            failure.blame = Blame::Product;
+        }
+        failure.because(format!("last seen: {last}"))
     }
 
     /// Announces a phase that runs after the alarm may have been raised, and so cannot be raced against it.
@@ -159,6 +196,15 @@ impl Context {
     pub fn end(&self, phase: Phase, began: Instant, good: bool, note: impl Into<String>) {
         let outcome = if good { PhaseOutcome::Ok } else { PhaseOutcome::Failed };
         self.close(phase, None, outcome, began.elapsed(), 1, note.into());
+    }
+
+    /// Whether the scenario goes without a phase; if so, it is recorded as skipped.
+    pub fn goes_without(&self, phase: Phase) -> bool {
+        let without = self.plan.without.contains(&phase);
+        if without {
+            self.skip(phase, "the scenario goes without it");
+        }
+        without
     }
 
     /// Records a phase there is nothing to do in.
@@ -193,6 +239,24 @@ impl Context {
     #[must_use]
     pub fn records(&self) -> Vec<PhaseRecord> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Closes a phase whose future was dropped because another node's part of it had failed: no phase stays open.
+struct OpenPhase<'a> {
+    cx: &'a Context,
+    phase: Phase,
+    node: Option<&'a str>,
+    began: Instant,
+    closed: bool,
+}
+
+impl Drop for OpenPhase<'_> {
+    fn drop(&mut self) {
+        if !self.closed {
+            let note = "given up: another part of the run has failed".to_owned();
+            self.cx.close(self.phase, self.node, PhaseOutcome::Interrupted, self.began.elapsed(), 1, note);
+        }
     }
 }
 

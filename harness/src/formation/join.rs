@@ -31,11 +31,15 @@ pub(super) async fn join(
     entries: broadcast::Receiver<Arc<NodeEntry>>,
 ) -> Result<(), Failure> {
     cx.phase(Phase::Join, Some(&node.name), format!("{} up and the node Ready", node.k3s_unit), async {
-        unit::configure_and_start(cx, guest, node, Some(&cluster.token)).await?;
-        let exits = unit::wait_started(cx, guest, &node.k3s_unit, entries).await?;
-        cx.sink.progress(Phase::Join, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
-        let nodes = wait_ready(cx, Phase::Join, &cluster.api, &[expected(node)]).await;
-        Ok(Done::new((), format!("{}{}", describe(&nodes), restarts_note(exits))))
+        let mut watch = unit::start(cx, guest, node, Some(&cluster.token), entries).await?;
+        watch.started().await?;
+        cx.progress(Phase::Join, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
+        let wanted = [expected(node)];
+        let nodes = tokio::select! {
+            nodes = wait_ready(cx, Phase::Join, &cluster.api, &wanted) => nodes,
+            failure = watch.broken() => return Err(failure),
+        };
+        Ok(Done::new((), format!("{}{}", describe(&nodes), restarts_note(watch.exits))))
     })
     .await
 }
@@ -83,7 +87,7 @@ pub(super) async fn settle(
                     if good_since.take().is_some() || disturbances == 0 {
                         disturbances += 1;
                     }
-                    cx.sink.progress(Phase::Settle, Some(after), format!("not settled: {why}"));
+                    cx.progress(Phase::Settle, Some(after), format!("not settled: {why}"));
                 }
             }
         }
@@ -130,9 +134,20 @@ pub(super) async fn verify(cx: &Context, servers: &[(&NodePlan, Guest)], cluster
             }
         }
         for (node, guest) in servers {
-            check_members(cx, node, guest).await?;
             let (api, _forward) = open_api(guest, &cluster.kubeconfig).await?;
-            look(cx, guest, &api).await.map_err(|why| Failure::product(why).on(&node.name))?;
+            // One hiccup after minutes of success decides nothing; what is wrong at the deadline does.
+            let mut tick = tokio::time::interval(LOOK_EVERY);
+            loop {
+                tick.tick().await;
+                let looked = match look(cx, guest, &api).await {
+                    Ok(()) => check_members(cx, node, guest).await,
+                    Err(why) => Err(why),
+                };
+                match looked {
+                    Ok(()) => break,
+                    Err(why) => cx.progress(Phase::Verify, None, format!("{}: {why}", node.name)),
+                }
+            }
         }
         Ok(Done::new((), format!("{}; {} etcd members", describe(&nodes), servers.len())))
     })
@@ -140,15 +155,13 @@ pub(super) async fn verify(cx: &Context, servers: &[(&NodePlan, Guest)], cluster
 }
 
 /// The etcd members one server knows are the plan's servers, all voting.
-async fn check_members(cx: &Context, node: &NodePlan, guest: &Guest) -> Result<(), Failure> {
+async fn check_members(cx: &Context, node: &NodePlan, guest: &Guest) -> Result<(), String> {
     let limit = cx.limit(Duration::from_secs(5));
     let ask = async {
         let peer = cluster::EtcdPeer::load(guest, limit).await?;
         peer.members(IpAddr::from(node.cluster_ip), limit).await
     };
-    let members = ask.await.map_err(|error| {
-        Failure::from_error(crate::exit::Blame::Product, "listing the etcd members", &error).on(&node.name)
-    })?;
+    let members = ask.await.map_err(|error| format!("listing the etcd members: {error}"))?;
     let mut seen = members.iter().map(|member| (member.peer_urls.join(","), member.is_learner)).collect::<Vec<_>>();
     seen.sort();
     let mut planned =
@@ -164,6 +177,5 @@ async fn check_members(cx: &Context, node: &NodePlan, guest: &Guest) -> Result<(
             .collect::<Vec<_>>()
             .join(", ")
     };
-    Err(Failure::product(format!("etcd members of {} are {}, plan says {}", node.name, show(&seen), show(&planned)))
-        .on(&node.name))
+    Err(format!("etcd members of {} are {}, plan says {}", node.name, show(&seen), show(&planned)))
 }

@@ -12,10 +12,10 @@ mod prewarm;
 mod primary;
 pub mod report;
 mod sanitize;
+mod standing;
 mod unit;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use images::k3s::K3sBinary;
 use images::recipe::Recipe;
@@ -34,9 +34,7 @@ use crate::record::{Folders, RunDir};
 use crate::scenario::Role;
 use context::Context;
 use report::Ended;
-
-/// How long what is left of the run's processes may take to end.
-const GRACE: Duration = Duration::from_secs(3);
+pub use standing::Standing;
 
 /// Everything a run stands on; all of it is there before anything is started.
 pub struct Ingredients {
@@ -66,8 +64,9 @@ pub struct Ingredients {
     pub admission: Admission,
 }
 
-/// Runs a formation to its end, whichever it is, and takes everything down again.
-pub async fn run(ingredients: Ingredients) -> Ended {
+/// Runs a formation to its end, whichever it is, and takes everything down again, unless machines of it run and `keep` wants
+/// to keep them.
+pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) -> (Ended, Option<Standing>) {
     let Ingredients { plan, recipe, k3s, folders, dirs, record, supervisor, bell, guard, sink, classifier, admission } =
         ingredients;
     let tools = OwnedTools::new(supervisor.clone());
@@ -80,7 +79,13 @@ pub async fn run(ingredients: Ingredients) -> Ended {
     if let Ok(prepared) = &formed {
         formed = form(&cx, &tools, &dirs, prepared, &mut lab, &mut pump, &mut guests).await.map(|()| prepared.clone());
     }
-    let failure = formed.err();
+    let mut failure = formed.err();
+    if failure.is_none()
+        && let Some(alarm) = cx.guard.alarm()
+    {
+        // Between the last look and here: a machine that died makes no passing run.
+        failure = Some(alarm.to_failure().in_phase(Phase::Verify));
+    }
 
     if failure.as_ref().is_some_and(|failure| failure.blame == Blame::Interrupted) {
         cx.skip(Phase::Collect, "interrupted");
@@ -88,8 +93,25 @@ pub async fn run(ingredients: Ingredients) -> Ended {
         collect::collect(&cx, &guests, failure.is_some()).await;
     }
     let (classifier, restarts) = pump.finish().await;
-    let leftovers = teardown(&cx, lab, guests, &supervisor, dirs).await;
-    Ended { failure, leftovers, restarts, classifier, phases: cx.records(), plan: cx.plan, record: cx.record }
+    let standing = Standing { lab, guests, supervisor, dirs, ticket: cx.ticket.take() };
+    let mut ended = Ended {
+        failure,
+        leftovers: Vec::new(),
+        restarts,
+        classifier,
+        phases: cx.records(),
+        plan: cx.plan.clone(),
+        record: cx.record.clone(),
+    };
+    let kept = if standing.lab.has_machines() && keep(&ended) {
+        cx.skip(Phase::Teardown, "the lab is kept");
+        Some(standing)
+    } else {
+        ended.leftovers = teardown(&cx, standing).await;
+        None
+    };
+    ended.phases = cx.records();
+    (ended, kept)
 }
 
 /// What the image phase hands to those after it.
@@ -108,6 +130,7 @@ async fn prepare(
     dirs: &LabDirs,
     admission: &Admission,
 ) -> Result<Prepared, Failure> {
+    keep_plan(cx);
     let store = image::open_store(folders)?;
     cx.ticket = Some(preflight::preflight(cx, tools, dirs.disks(), &folders.cache, admission).await?);
     let image = image::image(cx, &store, tools, recipe, k3s).await?;
@@ -116,10 +139,15 @@ async fn prepare(
         node.vm.initrd.clone_from(&image.initrd);
         node.argv = kvm::argv(&node.vm);
     }
+    keep_plan(cx);
+    Ok(Prepared { image })
+}
+
+/// Written before the first phase, and again when the image's paths are known.
+fn keep_plan(cx: &Context) {
     if let Err(error) = cx.record.write_json("plan.json", &cx.plan) {
         cx.sink.warn(format!("the plan is not kept: {error}"));
     }
-    Ok(Prepared { image })
 }
 
 /// From the switches to the verified cluster.
@@ -134,10 +162,10 @@ async fn form(
 ) -> Result<(), Failure> {
     network::start_switches(cx, lab).await?;
     let seeds = boot::Seeds::make(cx)?;
-    boot::lay_disks(cx, tools, &seeds, &prepared.image.root, dirs.disks())
-        .await
-        .map_err(|failure| failure.in_phase(Phase::Boot))?;
-    *guests = boot::boot(cx, lab, pump, &seeds).await?;
+    boot::lay_disks(cx, tools, &seeds, &prepared.image.root, dirs.disks()).await?;
+    let inventory = seeds.inventory(cx, dirs.disks());
+    boot::boot(cx, lab, pump, &seeds, inventory.as_ref(), guests).await?;
+    let guests = &*guests;
 
     let every = cx.plan.nodes.iter().filter_map(|node| Some((node, guests.get(&node.name)?))).collect::<Vec<_>>();
     let interfaces = every.iter().map(|(node, guest)| network::check_interfaces(cx, guest, node));
@@ -153,7 +181,9 @@ async fn form(
     });
     futures::future::try_join_all(identities).await?;
     network::check_paths(cx, guests).await?;
-    futures::future::try_join_all(every.iter().map(|(_, guest)| sanitize::sanitize(cx, guest))).await?;
+    if !cx.goes_without(Phase::Sanitize) {
+        futures::future::try_join_all(every.iter().map(|(_, guest)| sanitize::sanitize(cx, guest))).await?;
+    }
 
     let guest = |node: &NodePlan| {
         guests
@@ -171,34 +201,24 @@ async fn form(
     }
     for node in cx.plan.joiners() {
         let joiner = guest(node)?;
-        prewarm::prewarm(cx, &joiner).await?;
+        if !cx.goes_without(Phase::Prewarm) {
+            prewarm::prewarm(cx, &joiner).await?;
+        }
         join::join(cx, &joiner, node, &cluster, pump.subscribe()).await?;
         if node.role == Role::Server {
             servers.push((node, joiner));
         }
-        join::settle(cx, &servers, &cluster, &node.name).await?;
+        if !cx.goes_without(Phase::Settle) {
+            join::settle(cx, &servers, &cluster, &node.name).await?;
+        }
     }
     join::verify(cx, &servers, &cluster).await
 }
 
 /// Takes everything down; what would not go is returned in words.
-async fn teardown(
-    cx: &Context,
-    lab: Lab,
-    guests: BTreeMap<String, Guest>,
-    supervisor: &Supervisor,
-    dirs: LabDirs,
-) -> Vec<String> {
+async fn teardown(cx: &Context, standing: Standing) -> Vec<String> {
     let began = cx.begin(Phase::Teardown, "every process and file of the lab to be gone");
-    for guest in guests.into_values() {
-        // A guest that hangs must not hold up its own end.
-        let _ = tokio::time::timeout(Duration::from_millis(500), guest.disconnect()).await;
-    }
-    let mut leftovers = lab.teardown().await;
-    leftovers.extend(supervisor.shutdown(GRACE).await.iter().map(ToString::to_string));
-    if let Err(error) = dirs.remove() {
-        leftovers.push(crate::error::chain_of(&error).join(": "));
-    }
+    let leftovers = standing.teardown().await;
     let note = if leftovers.is_empty() { "nothing is left".to_owned() } else { leftovers.join("; ") };
     cx.end(Phase::Teardown, began, leftovers.is_empty(), note);
     leftovers

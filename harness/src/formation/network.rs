@@ -173,10 +173,12 @@ fn wait_script(node: &NodePlan, limit: Duration) -> String {
         };
         script.push_str(&format!("{{ {test}; }} || m=\"$m;{words}\"\n"));
     }
-    // Left to the guest only so long that its answer is here before the phase's deadline.
-    let rounds = limit.as_secs().saturating_sub(2).clamp(1, 600) * 4;
+    // Left to the guest only so long that its answer is here before the phase's deadline, by its own clock: on a busy
+    // host a round takes far longer than the pause in it.
+    let seconds = limit.saturating_sub((limit / 5).max(Duration::from_secs(5))).as_secs().max(1);
     format!(
-        "n=0\nwhile :; do\nm=\n{script}[ -z \"$m\" ] && break\nn=$((n+1))\n\
-         if [ $n -ge {rounds} ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.25\ndone\n{note}exit 0\n"
+        "read -r up _ </proc/uptime\nend=$((${{up%.*}}+{seconds}))\nwhile :; do\nm=\n{script}[ -z \"$m\" ] && break\n\
+         read -r up _ </proc/uptime\n\
+         if [ ${{up%.*}} -ge $end ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.25\ndone\n{note}exit 0\n"
     )
 }

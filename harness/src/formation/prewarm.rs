@@ -66,7 +66,7 @@ pub(super) async fn prewarm(cx: &Context, guest: &Guest) -> Result<(), Failure> 
             }
         };
         let told = |attempt: u32, error: &Unwarmed, _: Duration| {
-            cx.sink.progress(Phase::Prewarm, Some(guest.node()), format!("attempt {attempt} failed: {error}"));
+            cx.progress(Phase::Prewarm, Some(guest.node()), format!("attempt {attempt} failed: {error}"));
         };
         let warmed = retry(&policy, Unwarmed::class, told, ask).await;
         if warmed.is_ok() {

@@ -45,17 +45,21 @@ pub(super) async fn primary(
 ) -> Result<Cluster, Failure> {
     let node = cx.first_server()?;
     cx.phase(Phase::Primary, Some(&node.name), format!("{} up and the node Ready", node.k3s_unit), async {
-        unit::configure_and_start(cx, guest, node, None).await?;
-        let exits = unit::wait_started(cx, guest, &node.k3s_unit, entries).await?;
-        cx.sink.progress(Phase::Primary, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
+        let mut watch = unit::start(cx, guest, node, None, entries).await?;
+        watch.started().await?;
+        cx.progress(Phase::Primary, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
         let token = read_text(cx, guest, TOKEN.into()).await?.trim().to_owned();
         if token.is_empty() {
             return Err(Failure::product(format!("{TOKEN} is empty")));
         }
         let kubeconfig = read_text(cx, guest, KUBECONFIG.into()).await?;
         let (api, forward) = open_api(guest, &kubeconfig).await?;
-        let nodes = wait_ready(cx, Phase::Primary, &api, &[expected(node)]).await;
-        let note = format!("{}{}", describe(&nodes), restarts_note(exits));
+        let wanted = [expected(node)];
+        let nodes = tokio::select! {
+            nodes = wait_ready(cx, Phase::Primary, &api, &wanted) => nodes,
+            failure = watch.broken() => return Err(failure),
+        };
+        let note = format!("{}{}", describe(&nodes), restarts_note(watch.exits));
         Ok(Done::new(Cluster { token, kubeconfig, api, _forward: forward }, note))
     })
     .await
@@ -91,7 +95,7 @@ pub(super) async fn wait_ready(
             [one] => Some(one.name.as_str()),
             _ => None,
         };
-        cx.sink.progress(phase, node, redact(&message));
+        cx.progress(phase, node, redact(&message));
     })
     .await
 }

@@ -38,7 +38,7 @@ pub struct Ended {
 }
 
 /// `verdict.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RunReport {
     /// Version of this document's form.
     pub schema_version: u32,
@@ -60,6 +60,8 @@ pub struct RunReport {
     pub failure: Option<Failure>,
     /// The classifier's verdict over all evidence.
     pub verdict: Verdict,
+    /// What else the classifier was told: the host, the restarts.
+    pub context: verdict::Context,
     /// Restarts of units, also of a run that passed.
     pub restarts: Vec<UnitRestarts>,
     /// What would not go at teardown; a bug.
@@ -78,7 +80,8 @@ impl RunReport {
     pub fn judge(ended: &Ended, run: &str, elapsed_ms: u64) -> Self {
         let plan = &ended.plan;
         let failure_expected = plan.expect.outcome == Outcome::Failure;
-        let verdict = ended.classifier.conclude(&context(ended));
+        let context = context(ended);
+        let verdict = ended.classifier.conclude(&context);
         let blame = judge_blame(ended, &verdict);
         let passed = blame.is_none();
         Self {
@@ -92,6 +95,7 @@ impl RunReport {
             blame,
             failure: ended.failure.clone(),
             verdict,
+            context,
             restarts: ended.restarts.clone(),
             leftovers: ended.leftovers.clone(),
             phases: ended.phases.clone(),
@@ -115,10 +119,11 @@ impl RunReport {
             node: None,
             chain: error.chain.clone(),
             hint: error.hint.clone(),
+            timed_out: false,
         };
         let context = verdict::Context {
             health: verdict::Health::Failed,
-            phase: failure.phase.map(verdict_phase),
+            phase: failure.phase,
             errors: failure.chain.clone(),
             ..verdict::Context::default()
         };
@@ -133,6 +138,7 @@ impl RunReport {
             blame: Some(error.blame),
             failure: Some(failure),
             verdict: classifier.conclude(&context),
+            context,
             restarts: Vec::new(),
             leftovers: Vec::new(),
             phases: Vec::new(),
@@ -165,6 +171,9 @@ impl RunReport {
     #[must_use]
     pub fn render(&self) -> String {
         let mut out = format!("\n{}\n  k3s: {}\n", self.headline(), self.k3s);
+        if self.failure_expected && !self.passed {
+            let _ = writeln!(out, "  the scenario expects a failure, but not this one");
+        }
         if let Some(failure) = &self.failure {
             let place = match (failure.phase, &failure.node) {
                 (Some(phase), Some(node)) => format!(" in {phase} on {node}"),
@@ -185,6 +194,12 @@ impl RunReport {
         if self.failure.as_ref().is_some_and(|failure| failure.blame != Blame::Interrupted) {
             for line in self.verdict.to_string().lines() {
                 let _ = writeln!(out, "  {line}");
+            }
+        }
+        if self.failure.is_none() {
+            for factor in &self.verdict.contributing {
+                let id = factor.id.as_deref().map_or_else(String::new, |id| format!("{id} "));
+                let _ = writeln!(out, "  noticed: {id}{}", factor.text);
             }
         }
         for restart in &self.restarts {
@@ -231,17 +246,24 @@ fn judge_blame(ended: &Ended, verdict: &Verdict) -> Option<Blame> {
         _ if !ended.leftovers.is_empty() => Some(Blame::Harness),
         None if expected.outcome == Outcome::Failure => Some(Blame::Product),
         None => None,
-        Some(failure) if expected.outcome == Outcome::Failure => {
-            let right_place = expected.phase.is_none_or(|phase| failure.phase == Some(phase));
-            (!right_place || failure.blame == Blame::Harness).then_some(failure.blame)
-        }
-        // The harness knows its own bugs best; of the rest, a verdict on evidence beats the step's own guess.
-        Some(failure) if failure.blame == Blame::Harness => Some(Blame::Harness),
         Some(failure) => {
-            let named = verdict.id.is_some() && verdict.confidence >= Confidence::Medium;
-            Some(verdict.attribution.filter(|_| named).map_or(failure.blame, blame_of))
+            let blame = blame_for(failure, verdict);
+            let expected_here = expected.outcome == Outcome::Failure
+                && expected.phase.is_none_or(|phase| failure.phase == Some(phase))
+                // A switch that dies or a starved host is never what a scenario expects.
+                && matches!(blame, Blame::Product | Blame::Usage);
+            (!expected_here).then_some(blame)
         }
     }
+}
+
+/// The harness knows its own bugs best; of the rest, a verdict on evidence beats the step's own guess.
+fn blame_for(failure: &Failure, verdict: &Verdict) -> Blame {
+    if failure.blame == Blame::Harness {
+        return Blame::Harness;
+    }
+    let named = (verdict.id.is_some() || verdict.look_alike.is_some()) && verdict.confidence >= Confidence::Medium;
+    verdict.attribution.filter(|_| named).map_or(failure.blame, blame_of)
 }
 
 fn context(ended: &Ended) -> verdict::Context {
@@ -249,7 +271,7 @@ fn context(ended: &Ended) -> verdict::Context {
     let failure = ended.failure.as_ref();
     verdict::Context {
         health: if failure.is_some() { verdict::Health::Failed } else { verdict::Health::Passed },
-        phase: failure.and_then(|failure| failure.phase).map(verdict_phase),
+        phase: failure.and_then(|failure| failure.phase),
         node: failure.and_then(|failure| failure.node.clone()),
         errors: failure.map_or_else(Vec::new, |failure| failure.chain.clone()),
         host: Some(verdict::HostFacts {
@@ -262,24 +284,5 @@ fn context(ended: &Ended) -> verdict::Context {
         }),
         vms: Vec::new(),
         restarts: ended.restarts.clone(),
-    }
-}
-
-fn verdict_phase(phase: Phase) -> verdict::Phase {
-    use verdict::Phase as V;
-    match phase {
-        Phase::Preflight => V::Preflight,
-        Phase::Image => V::Image,
-        Phase::Network => V::Network,
-        Phase::Boot => V::Boot,
-        Phase::Identify => V::Identify,
-        Phase::Sanitize => V::Sanitize,
-        Phase::Primary => V::Primary,
-        Phase::Prewarm => V::Prewarm,
-        Phase::Join => V::Join,
-        Phase::Settle => V::Settle,
-        Phase::Verify => V::Verify,
-        Phase::Collect => V::Collect,
-        Phase::Teardown => V::Teardown,
     }
 }

@@ -21,16 +21,29 @@ const EXITS_MAX: u32 = 5;
 /// How often the unit itself is asked, should the journal have been silent.
 const ASK_EVERY: Duration = Duration::from_secs(15);
 
+/// A started unit, watched by its journal until the node it makes is Ready.
+pub(super) struct UnitWatch<'a> {
+    cx: &'a Context,
+    guest: &'a Guest,
+    unit: &'a str,
+    entries: broadcast::Receiver<Arc<NodeEntry>>,
+    /// Entries before this moment of the guest's clock are of an earlier start.
+    started_at_us: u64,
+    /// Exits so far; each was followed by a restart.
+    pub(super) exits: u32,
+}
+
 /// Writes the unit's environment file and enqueues its start.
 ///
 /// # Errors
 /// What could not be written or started.
-pub(super) async fn configure_and_start(
-    cx: &Context,
-    guest: &Guest,
-    node: &NodePlan,
+pub(super) async fn start<'a>(
+    cx: &'a Context,
+    guest: &'a Guest,
+    node: &'a NodePlan,
     token: Option<&str>,
-) -> Result<(), Failure> {
+    entries: broadcast::Receiver<Arc<NodeEntry>>,
+) -> Result<UnitWatch<'a>, Failure> {
     let env = environment(&node.k3s_args, token);
     let path = match node.role {
         Role::Server => images::guest::SERVER_ENV_PATH,
@@ -42,12 +55,22 @@ pub(super) async fn configure_and_start(
         .write_file(path, 0o600, env.as_bytes(), limit)
         .await
         .map_err(|error| Failure::from_error(Blame::Environment, "writing the k3s configuration", &error))?;
-    let start = format!("systemctl start --no-block {}", node.k3s_unit);
-    guest
+    // Where sanitize was left out, the image may have started the unit already, with another configuration.
+    let start = format!("cat /proc/uptime; systemctl restart --no-block {}", node.k3s_unit);
+    let output = guest
         .exec_ok(&start, limit)
         .await
         .map_err(|error| Failure::from_error(Blame::Environment, format!("starting {}", node.k3s_unit), &error))?;
-    Ok(())
+    let started_at_us = uptime_us(&output.text());
+    Ok(UnitWatch { cx, guest, unit: &node.k3s_unit, entries, started_at_us, exits: 0 })
+}
+
+/// Microseconds of `/proc/uptime`'s first field, 0 where it cannot be read.
+fn uptime_us(text: &str) -> u64 {
+    let first = text.split_whitespace().next().unwrap_or_default();
+    let (seconds, hundredths) = first.split_once('.').unwrap_or((first, "0"));
+    let part = |text: &str| text.parse::<u64>().unwrap_or(0);
+    part(seconds) * 1_000_000 + part(hundredths) * 10_000
 }
 
 fn environment(args: &[String], token: Option<&str>) -> String {
@@ -68,71 +91,91 @@ fn environment(args: &[String], token: Option<&str>) -> String {
     env
 }
 
-/// Completes when systemd says that the unit has started (for `Type=notify`: when k3s says it is up).
-///
-/// An exit that systemd answers with a restart is not the end; too many of them, or a unit that has failed
-/// for good, are. `entries` must have been subscribed to before the start.
-///
-/// # Errors
-/// The product's failure.
-pub(super) async fn wait_started(
-    cx: &Context,
-    guest: &Guest,
-    unit: &str,
-    mut entries: broadcast::Receiver<Arc<NodeEntry>>,
-) -> Result<u32, Failure> {
-    let node = guest.node();
-    let mut exits = 0;
-    let mut ask = tokio::time::interval(cx.limit(ASK_EVERY));
-    ask.tick().await;
-    loop {
-        let look = tokio::select! {
-            entry = entries.recv() => match entry {
-                Ok(entry) if entry.node != node => false,
-                Ok(entry) if entry.entry.unit_started(unit) => return Ok(exits),
-                Ok(entry) if entry.entry.process_exited(unit) => {
-                    exits += 1;
-                    if exits > EXITS_MAX {
-                        return Err(Failure::product(format!("{unit} exited {exits} times"))
-                            .because(redact(&entry.entry.message).into_owned()));
-                    }
-                    false
-                }
-                Ok(entry) => entry.entry.unit_failed(unit),
-                Err(RecvError::Lagged(_)) => true,
-                Err(RecvError::Closed) => std::future::pending().await,
-            },
-            _ = ask.tick() => true,
-        };
-        if look && has_started(cx, guest, unit).await? {
-            return Ok(exits);
-        }
-    }
+/// What the journal or systemd said of the unit.
+enum Said {
+    Started,
+    Nothing,
 }
 
-/// Asks systemd once.
-async fn has_started(cx: &Context, guest: &Guest, unit: &str) -> Result<bool, Failure> {
-    let ask = format!("systemctl show -p ActiveState -p SubState -p Result {unit}");
-    let Ok(output) = guest.exec(&ask, cx.limit(Duration::from_secs(10))).await else {
-        // A guest too busy to answer says nothing about its unit.
-        return Ok(false);
-    };
-    let text = output.text();
-    let field =
-        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default();
-    match field("ActiveState") {
-        "active" => Ok(true),
-        "failed" => Err(Failure::product(format!(
-            "{unit} has failed (result {}) and systemd does not start it again",
-            field("Result")
-        ))),
-        _ => Ok(false),
+impl UnitWatch<'_> {
+    /// Completes when systemd says that the unit has started (for `Type=notify`: when k3s says it is up).
+    ///
+    /// # Errors
+    /// See [`UnitWatch::next`].
+    pub(super) async fn started(&mut self) -> Result<(), Failure> {
+        while !matches!(self.next().await?, Said::Started) {}
+        Ok(())
+    }
+
+    /// Completes only when the unit is beyond hope; for racing what comes after its start.
+    pub(super) async fn broken(&mut self) -> Failure {
+        loop {
+            if let Err(failure) = self.next().await {
+                return failure;
+            }
+        }
+    }
+
+    /// Waits for the next thing said of the unit.
+    ///
+    /// An exit that systemd answers with a restart is not the end.
+    ///
+    /// # Errors
+    /// The product's failure: too many exits, or a unit that has failed for good.
+    async fn next(&mut self) -> Result<Said, Failure> {
+        let look = match tokio::time::timeout(self.cx.limit(ASK_EVERY), self.entries.recv()).await {
+            Ok(Ok(entry)) if entry.node != self.guest.node() || entry.entry.monotonic_us < self.started_at_us => false,
+            Ok(Ok(entry)) if entry.entry.unit_started(self.unit) => return Ok(Said::Started),
+            Ok(Ok(entry)) if entry.entry.process_exited(self.unit) => {
+                self.exits += 1;
+                let message = redact(&entry.entry.message).into_owned();
+                if self.exits > EXITS_MAX {
+                    let exits = self.exits;
+                    return Err(Failure::product(format!("{} exited {exits} times", self.unit)).because(message));
+                }
+                false
+            }
+            Ok(Ok(entry)) => entry.entry.unit_failed(self.unit),
+            Ok(Err(RecvError::Closed)) => std::future::pending().await,
+            // Entries were missed, or there were none for a while: systemd itself knows.
+            Ok(Err(RecvError::Lagged(_))) | Err(_) => true,
+        };
+        if look { self.ask().await } else { Ok(Said::Nothing) }
+    }
+
+    /// Asks systemd once.
+    async fn ask(&self) -> Result<Said, Failure> {
+        let ask = format!("systemctl show -p ActiveState -p SubState -p Result {}", self.unit);
+        let Ok(output) = self.guest.exec(&ask, self.cx.limit(Duration::from_secs(10))).await else {
+            // A guest too busy to answer says nothing about its unit.
+            return Ok(Said::Nothing);
+        };
+        let text = output.text();
+        let field =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default();
+        match field("ActiveState") {
+            "active" => Ok(Said::Started),
+            "failed" => {
+                let result = field("Result");
+                Err(Failure::product(format!(
+                    "{} has failed (result {result}) and systemd does not start it again",
+                    self.unit
+                )))
+            }
+            _ => Ok(Said::Nothing),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn uptime_is_read_to_the_hundredth() {
+        assert_eq!(uptime_us("12.34 45.67\n"), 12_340_000);
+        assert_eq!(uptime_us("garbage"), 0);
+    }
 
     #[test]
     fn the_token_is_in_the_environment_not_among_the_arguments() {

@@ -7,6 +7,7 @@
 //! | `connect` | from a closed port to an authenticated connection |
 //! | `exec` | one command: output, status, deadline; files over it |
 //! | `stream` | a long-running command, line by line |
+//! | `pipe` | a command whose streams are the caller's |
 //! | `journal` | the journal followed without loss or repetition |
 //! | `forward` | a local TCP port that ends in the guest |
 //! | `quote` | words made safe for the guest's shell |
@@ -20,10 +21,13 @@ mod exec;
 mod forward;
 mod journal;
 mod keys;
+mod pipe;
 mod quote;
 mod ssh;
 mod stream;
 
+#[cfg(test)]
+mod pipe_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::error::GuestError;
 
 /// Session channels in use at one time. sshd's default `MaxSessions` is 10; one more is kept in reserve, one
 /// may be killing, and sshd counts a closed one until it has gone through what it has read.
-const SESSIONS_MAX: usize = 6;
+const SESSIONS_MAX: u32 = 6;
 /// How long a session that was refused is asked for again, and the pause before that.
 const REFUSED_LIMIT: Duration = Duration::from_secs(2);
 const REFUSED_PAUSE: Duration = Duration::from_millis(25);
@@ -290,7 +290,7 @@ impl Guest {
             inner: Arc::new(Inner {
                 target,
                 connection: tokio::sync::Mutex::new(Some(Arc::new(connection))),
-                sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
+                sessions: Arc::new(Semaphore::new(SESSIONS_MAX as usize)),
                 closed: AtomicBool::new(false),
                 connections: AtomicU64::new(1),
             }),
@@ -338,6 +338,12 @@ impl Guest {
             // A guest that is gone already has nothing to be told.
             let _ = connection.handle.disconnect(Disconnect::ByApplication, "done", "en").await;
         }
+    }
+
+    /// Waits until no command is under way, and none that was abandoned is still being killed.
+    pub(super) async fn idle(&self) {
+        // The semaphore is never closed.
+        let _ = self.inner.sessions.acquire_many(SESSIONS_MAX).await;
     }
 
     /// A session channel ready for a command, on a repaired connection if need be.

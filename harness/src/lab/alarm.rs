@@ -74,64 +74,86 @@ impl Alarm {
 /// Raises the alarm.
 #[derive(Debug, Clone)]
 pub struct AlarmBell {
-    tx: watch::Sender<Option<Alarm>>,
+    alarm: watch::Sender<Option<Alarm>>,
+    interruption: watch::Sender<Option<String>>,
 }
 
 /// Races waits against the alarm and their deadlines.
 #[derive(Debug, Clone)]
 pub struct Guard {
-    rx: watch::Receiver<Option<Alarm>>,
+    alarm: watch::Receiver<Option<Alarm>>,
+    interruption: watch::Receiver<Option<String>>,
 }
 
 /// A bell and the guard that hears it.
 #[must_use]
 pub fn alarm() -> (AlarmBell, Guard) {
-    let (tx, rx) = watch::channel(None);
-    (AlarmBell { tx }, Guard { rx })
+    let (alarm, alarm_rx) = watch::channel(None);
+    let (interruption, interruption_rx) = watch::channel(None);
+    (AlarmBell { alarm, interruption }, Guard { alarm: alarm_rx, interruption: interruption_rx })
+}
+
+/// Fills an empty slot; what is in it stays.
+fn fill<T>(slot: &watch::Sender<Option<T>>, value: T) {
+    slot.send_if_modified(|slot| {
+        let first = slot.is_none();
+        if first {
+            *slot = Some(value);
+        }
+        first
+    });
+}
+
+/// Completes when the slot is filled; never where nobody can fill it any more.
+async fn filled<T: Clone>(slot: &watch::Receiver<Option<T>>) -> T {
+    let mut slot = slot.clone();
+    let value = slot.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
+    match value {
+        Some(value) => value,
+        None => std::future::pending().await,
+    }
 }
 
 impl AlarmBell {
-    /// Raises the alarm, unless it was raised before.
+    /// Raises the alarm, unless it was raised before. An interruption is heard in any case.
     pub fn ring(&self, alarm: Alarm) {
-        self.tx.send_if_modified(|slot| {
-            let first = slot.is_none();
-            if first {
-                *slot = Some(alarm);
-            }
-            first
-        });
+        if let Alarm::Interrupted { signal } = &alarm {
+            fill(&self.interruption, signal.clone());
+        }
+        fill(&self.alarm, alarm);
     }
 }
 
 impl Guard {
-    /// Completes when the alarm is raised; never where nobody can raise it any more.
+    /// Completes when the alarm is raised.
     pub async fn rung(&self) -> Alarm {
-        let mut rx = self.rx.clone();
-        let rung = rx.wait_for(Option::is_some).await.ok().and_then(|alarm| alarm.clone());
-        match rung {
-            Some(alarm) => alarm,
-            None => std::future::pending().await,
-        }
+        filled(&self.alarm).await
+    }
+
+    /// Completes when somebody asks the run to end, also where the alarm was raised before; says by which signal.
+    pub async fn interruption(&self) -> String {
+        filled(&self.interruption).await
     }
 
     /// The alarm, if it was raised.
     #[must_use]
     pub fn alarm(&self) -> Option<Alarm> {
-        self.rx.borrow().clone()
+        self.alarm.borrow().clone()
     }
 
     /// Whether the run was asked to end.
     #[must_use]
     pub fn interrupted(&self) -> bool {
-        matches!(self.alarm(), Some(Alarm::Interrupted { .. }))
+        self.interruption.borrow().is_some()
     }
 
     /// What a failure is a consequence of: a broken SSH connection may be seen an instant before the exit of the
     /// QEMU that held it.
     async fn cause_of(&self, failure: Failure) -> Failure {
         match tokio::time::timeout(CAUSE_WITHIN, self.rung()).await {
+            // Whoever presses Ctrl-C on seeing a failure has not caused it.
+            Ok(Alarm::Interrupted { .. }) | Err(_) => failure,
             Ok(alarm) => alarm.to_failure().because(format!("seen first as: {}", failure.one_line())),
-            Err(_) => failure,
         }
     }
 
@@ -153,10 +175,12 @@ impl Guard {
                 Err(failure) => Err(self.cause_of(failure).await),
             },
             alarm = self.rung() => Err(alarm.to_failure()),
-            () = tokio::time::sleep_until(until) => Err(Failure::environment(format!(
-                "gave up waiting for {what} after {}",
-                human_ms(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX))
-            ))),
+            () = tokio::time::sleep_until(until) => {
+                let after = human_ms(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX));
+                let mut failure = Failure::environment(format!("gave up waiting for {what} after {after}"));
+                failure.timed_out = true;
+                Err(failure)
+            }
         }
     }
 }

@@ -50,7 +50,11 @@ impl LabDirs {
             match made {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => return Err(RecordError::Io { action: "making the lab folder", path: disks, source }),
-                Ok(()) => return Self::occupy(id, disks, folders),
+                Ok(()) => {
+                    if let Some(claimed) = Self::occupy(id, disks, folders)? {
+                        return Ok(claimed);
+                    }
+                }
             }
         }
         Err(RecordError::Io {
@@ -60,21 +64,27 @@ impl LabDirs {
         })
     }
 
-    fn occupy(id: String, disks: Utf8PathBuf, folders: &Folders) -> Result<Self, RecordError> {
+    /// Locks a folder just made; `None` where another harness took it for a dead one in the instant before.
+    fn occupy(id: String, disks: Utf8PathBuf, folders: &Folders) -> Result<Option<Self>, RecordError> {
         let io_error = |action, path: &Utf8Path, source| RecordError::Io { action, path: path.to_owned(), source };
         let lock_path = disks.join("lock");
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(|source| io_error("making", &lock_path, source))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| io_error("locking", &lock_path, errno.into()))?;
+        let opened = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(io_error("making", &lock_path, source)),
+        };
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(io_error("locking", &lock_path, errno.into())),
+        };
+        if !is_at(&lock, &lock_path) {
+            return Ok(None);
+        }
         let sockets = folders.runtime.join(&id);
         make_private_dir(&sockets)?;
-        Ok(Self { id, disks, sockets, lock: Some(lock) })
+        Ok(Some(Self { id, disks, sockets, lock: Some(lock) }))
     }
 
     /// The lab's id: six characters, lower case.
@@ -120,6 +130,15 @@ impl Drop for LabDirs {
     }
 }
 
+/// Whether a lock's file is still the one at its path, and not one that was removed meanwhile.
+fn is_at(lock: &fs::File, path: &Utf8Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (lock.metadata(), fs::metadata(path)) {
+        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
 fn remove_tree(path: &Utf8Path) -> Result<(), RecordError> {
     match fs::remove_dir_all(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -150,7 +169,9 @@ pub fn reap(folders: &Folders) -> Vec<String> {
             }
             continue;
         };
-        if let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        if let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            && is_at(&lock, &path.join("lock"))
+        {
             let sockets = folders.runtime.join(entry.file_name());
             if remove_tree(&sockets).and_then(|()| remove_tree(path)).is_ok() {
                 reaped.push(entry.file_name().to_owned());
@@ -195,6 +216,25 @@ mod tests {
         a.remove().unwrap();
         assert!(paths.iter().all(|path| !path.exists()));
         drop(b);
+        assert_eq!(fs::read_dir(folders.state.join("labs")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn claims_and_reaping_at_once_never_meet() {
+        let base = tempfile::tempdir().unwrap();
+        let folders = folders(&base);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        let lab = LabDirs::claim(&folders).unwrap();
+                        let _ = reap(&folders);
+                        assert!(lab.disks().join("lock").exists() && lab.sockets().exists());
+                        lab.remove().unwrap();
+                    }
+                });
+            }
+        });
         assert_eq!(fs::read_dir(folders.state.join("labs")).unwrap().count(), 0);
     }
 

@@ -196,6 +196,8 @@ fn take_entry(node: &str, entry: JournalEntry, file: &mut JournalFile, shared: &
     let who = entry.identifier.as_deref().unwrap_or("?");
     let pid = entry.pid.map_or_else(String::new, |pid| format!("[{pid}]"));
     let message = redact(&entry.message);
+    let message =
+        if entry.message_oversize { "(a message too long to be followed is not here)".into() } else { message };
     for line in message.lines() {
         let text = format!("{who}{pid}: {line}");
         file.line(at, node, &text);
@@ -284,6 +286,7 @@ async fn follow_console(
                     blame: Blame::Environment,
                 });
             }
+            let line = redact(&line).into_owned();
             shared.observe(&Evidence::new(Some(&node), Source::console(), Some(Timestamp::now()), line));
         }
     }

@@ -3,6 +3,7 @@
 pub mod alarm;
 pub mod dirs;
 pub mod evidence;
+pub mod inventory;
 pub mod ledger;
 mod runner;
 
@@ -120,6 +121,17 @@ impl Lab {
         Ok(vm)
     }
 
+    /// Whether a VM was started.
+    #[must_use]
+    pub fn has_machines(&self) -> bool {
+        !self.vms.is_empty()
+    }
+
+    /// Completes when the last VM has ended. Cancel-safe.
+    pub async fn emptied(&self) {
+        join_all(self.vms.values().map(|vm| vm.died())).await;
+    }
+
     /// Ends everything: VMs, then links, then switches. What would not end is returned in words.
     pub async fn teardown(mut self) -> Vec<String> {
         self.stop().await
@@ -186,6 +198,11 @@ async fn watch_vm(
             }
             Ok(VmEvent::Stop) => say("STOP: its vCPUs are stopped".to_owned()),
             Ok(VmEvent::Resume) => say("RESUME: its vCPUs run again".to_owned()),
+            // QEMU stops a guest whose disk it cannot write (QAPI: BLOCK_IO_ERROR, action "stop").
+            Ok(VmEvent::Other { name, data }) if name == "BLOCK_IO_ERROR" && data["action"] == "stop" => {
+                say("BLOCK_IO_ERROR: its disk could not be written and its vCPUs are stopped".to_owned());
+                ring("its disk could not be written (is the host's disk full?)", data.to_string(), Blame::Environment);
+            }
             Ok(VmEvent::Other { name, .. }) => tracing::debug!(machine, name, "QMP event"),
             Err(RecvError::Lagged(lost)) => tracing::warn!(machine, lost, "QMP events were lost"),
             Err(RecvError::Closed) => {

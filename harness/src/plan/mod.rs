@@ -142,6 +142,9 @@ pub fn plan(scenario: &Scenario, profile: &Profile, inputs: &Inputs) -> Result<P
     let phases = phases::phases(scenario, &nodes, inputs, &oversubscription);
     let mut warnings = network::warnings(scenario, profile);
     warnings.extend(oversubscription.warning.clone());
+    for phase in &scenario.without {
+        warnings.push(format!("the scenario goes without {phase}: what it prevents may happen"));
+    }
     let memory_mib: u64 = nodes.iter().map(|node| u64::from(node.memory_mib)).sum();
     let available_mib = inputs.host.memory_available_mib;
     if available_mib > 0 && memory_mib > available_mib {
@@ -171,6 +174,7 @@ pub fn plan(scenario: &Scenario, profile: &Profile, inputs: &Inputs) -> Result<P
         nodes,
         settle_ms: scenario.settle_ms,
         prewarm: PrewarmPlan::default(),
+        without: scenario.without.clone(),
         phases,
         warnings,
     })

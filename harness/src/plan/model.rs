@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::scenario::{BondMode, Expect, Phase, Role};
 
 /// Everything a run would do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Plan {
     /// Version of this form.
     pub schema_version: u32,
@@ -40,6 +40,9 @@ pub struct Plan {
     pub settle_ms: u64,
     /// How the joiners' paths to the first server are tried.
     pub prewarm: PrewarmPlan,
+    /// Preventions the scenario goes without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Phase>,
     /// The phases in their order.
     pub phases: Vec<PhasePlan>,
     /// What a person should know before the run.
@@ -71,7 +74,7 @@ impl Plan {
 }
 
 /// What is known of the host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HostPlan {
     /// What guests run under.
     pub accel: Accel,
@@ -88,7 +91,7 @@ pub struct HostPlan {
 }
 
 /// vCPUs asked for against cores there are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Oversubscription {
     /// vCPUs over all nodes.
     pub vcpus: u32,
@@ -101,7 +104,7 @@ pub struct Oversubscription {
 }
 
 /// Two switches joined.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LinkPlan {
     /// One end.
     pub a: LinkEnd,
@@ -110,7 +113,7 @@ pub struct LinkPlan {
 }
 
 /// A link's end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LinkEnd {
     /// The switch.
     pub switch: String,
@@ -119,7 +122,7 @@ pub struct LinkEnd {
 }
 
 /// A node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NodePlan {
     /// Its name.
     pub name: String,
@@ -160,7 +163,7 @@ pub struct NodePlan {
 }
 
 /// The management NIC: user-mode network, SSH only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct MgmtPlan {
     /// Its name in the guest.
     pub interface: String,
@@ -175,7 +178,7 @@ pub struct MgmtPlan {
 }
 
 /// A NIC on one of the lab's switches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NicPlan {
     /// Its name in the guest.
     pub name: String,
@@ -188,7 +191,7 @@ pub struct NicPlan {
 }
 
 /// A bond.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct BondPlan {
     /// Its name in the guest.
     pub name: String,
@@ -205,7 +208,7 @@ pub struct BondPlan {
 }
 
 /// An address on a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AddressPlan {
     /// The network.
     pub network: String,
@@ -222,7 +225,7 @@ pub struct AddressPlan {
 }
 
 /// Something that has to hold in a guest's network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "snake_case")]
 pub enum GuestCheck {
     /// The interface has this (permanent) MAC.
@@ -273,7 +276,7 @@ pub enum GuestCheck {
 }
 
 /// How a joiner's path to the first server is tried before k3s is started (FM-4).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PrewarmPlan {
     /// Attempts at most.
     pub attempts: u32,
@@ -290,7 +293,7 @@ impl Default for PrewarmPlan {
 }
 
 /// What a phase's deadline holds for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PhaseScope {
     /// The whole lab at once.
@@ -302,7 +305,7 @@ pub enum PhaseScope {
 }
 
 /// A phase with its deadline.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PhasePlan {
     /// The phase.
     pub phase: Phase,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use images::yaml::{Segment, YamlError};
 
+use super::Phase;
 use super::model::{Outcome, Role, Scenario, Vcpus};
 use super::profile::{Profile, Subnet};
 use super::{MANAGEMENT_CIDR, MAX_NODES, POD_CIDR, SERVICE_CIDR};
@@ -12,6 +13,9 @@ use super::{MANAGEMENT_CIDR, MAX_NODES, POD_CIDR, SERVICE_CIDR};
 const MAX_INTERFACE_BYTES: usize = 15;
 /// Longest settle period.
 const MAX_SETTLE_MS: u64 = 600_000;
+
+/// Phases whose only work is to prevent failures.
+const PREVENTIONS: [Phase; 3] = [Phase::Sanitize, Phase::Prewarm, Phase::Settle];
 
 /// A parsed document with its text, to say where things are.
 #[derive(Clone, Copy)]
@@ -81,6 +85,12 @@ pub(super) fn scenario(scenario: &Scenario, doc: Document<'_>) -> Result<(), Yam
         if !disabled.insert(component) {
             let message = format!("`{component}` is disabled twice");
             return Err(doc.at(&path!["disable", index], message).expected("each component once"));
+        }
+    }
+    for (index, phase) in scenario.without.iter().enumerate() {
+        if !PREVENTIONS.contains(phase) {
+            let message = format!("a run cannot go without `{phase}`");
+            return Err(doc.at(&path!["without", index], message).expected("`sanitize`, `prewarm` or `settle`"));
         }
     }
     if scenario.expect.outcome == Outcome::Pass && scenario.expect.phase.is_some() {

@@ -9,15 +9,14 @@
 mod check;
 mod load;
 mod model;
-mod phase;
 mod profile;
 #[cfg(test)]
 mod tests;
 
 pub use load::{Listed, LoadError, Loaded, Source, list_profiles, list_scenarios, load};
 pub use model::{DEFAULT_K3S, Expect, Outcome, Role, Scenario, ScenarioNode, Vcpus};
-pub use phase::Phase;
 pub use profile::{Bond, BondMode, Network, Nic, Profile, Subnet};
+pub use verdict::Phase;
 
 /// Most nodes in one scenario.
 pub const MAX_NODES: usize = 9;

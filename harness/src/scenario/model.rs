@@ -7,13 +7,13 @@ use images::k3s::K3sSource;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::phase::Phase;
+use super::Phase;
 
 /// The k3s of a scenario that names none.
 pub const DEFAULT_K3S: &str = "release:v1.35.0+k3s1";
 
 /// A cluster to form, and how the run is judged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     /// Its name, also the name of its file.
@@ -29,20 +29,25 @@ pub struct Scenario {
     #[serde(default = "default_image")]
     pub image: String,
     /// The nodes; the first is the server the others join.
+    #[schemars(length(min = 1, max = 9))]
     pub nodes: Vec<ScenarioNode>,
     /// How long etcd and the API have to stay good after each join.
     #[serde(default = "default_settle_ms")]
+    #[schemars(range(max = 600_000))]
     pub settle_ms: u64,
     /// Packaged components k3s is told to leave out.
     #[serde(default = "default_disable")]
     pub disable: Vec<String>,
+    /// Preventions this scenario goes without, to show what they prevent: sanitize, prewarm or settle.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Phase>,
     /// How the run is expected to end.
     #[serde(default)]
     pub expect: Expect,
 }
 
 /// A node of a scenario.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScenarioNode {
     /// Its name, also its hostname and its name in the cluster.
@@ -54,6 +59,7 @@ pub struct ScenarioNode {
     pub vcpus: Vcpus,
     /// Its memory.
     #[serde(default = "default_memory_mib")]
+    #[schemars(range(min = 256, max = 65_536))]
     pub memory_mib: u32,
     /// VLAN IDs this guest uses in place of the profile's, by network: a fault to inject. The switches keep to the
     /// profile.
@@ -62,7 +68,7 @@ pub struct ScenarioNode {
 }
 
 /// What a node is in the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Control plane and etcd member.
@@ -88,6 +94,19 @@ pub enum Vcpus {
     Auto,
     /// This many.
     Count(u32),
+}
+
+impl schemars::JsonSchema for Vcpus {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Vcpus".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "How many virtual CPUs a node gets: `auto`, which is what the plan finds sensible, or 1 to 64.",
+            "oneOf": [{ "const": "auto" }, { "type": "integer", "minimum": 1, "maximum": 64 }],
+        })
+    }
 }
 
 impl Serialize for Vcpus {
@@ -127,7 +146,7 @@ impl<'de> Deserialize<'de> for Vcpus {
 }
 
 /// How a run is expected to end.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
     /// Pass or failure.
@@ -139,7 +158,7 @@ pub struct Expect {
 }
 
 /// Pass or failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The cluster forms.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// How every node of a lab is wired. All nodes are wired alike; node number `i` (from 1) gets host `i` of every subnet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// Its name, also the name of its file.
@@ -31,7 +31,7 @@ pub struct Profile {
 }
 
 /// A NIC every node has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nic {
     /// Its name in the guest.
@@ -41,7 +41,7 @@ pub struct Nic {
 }
 
 /// A bond over NICs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bond {
     /// Its name in the guest.
@@ -57,7 +57,7 @@ pub struct Bond {
 }
 
 /// How a bond uses its members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BondMode {
     /// One leg carries everything, the others stand by.
@@ -74,7 +74,7 @@ impl fmt::Display for BondMode {
 }
 
 /// An IP network all nodes are on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     /// Its name.
@@ -181,6 +181,20 @@ impl FromStr for Subnet {
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
+impl schemars::JsonSchema for Subnet {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Subnet".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "An IPv4 subnet by its first address, such as 192.168.1.0/24; /8 to /30.",
+            "type": "string",
+            "pattern": "^[0-9]{1,3}(\\.[0-9]{1,3}){3}/([89]|[12][0-9]|30)$",
+        })
     }
 }
 

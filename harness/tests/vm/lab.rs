@@ -53,6 +53,13 @@ impl Bench {
         run
     }
 
+    /// Writes a file into the folder runs start in.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.state.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
     /// Starts a run whose events can be read, its errors going to the test's own.
     pub(crate) fn start(&self, scenario: &str) -> Started {
         let mut child = self

@@ -184,6 +184,22 @@ impl Ledger {
         Ok(book.living()?.into_iter().map(|claimed| claimed.entry).collect())
     }
 
+    /// As [`Ledger::living`], for callers that must not block: whoever holds the ledger's lock may have been stopped.
+    ///
+    /// # Errors
+    /// [`LedgerError::Io`], also where the ledger could not be read within `deadline`.
+    pub async fn living_within(&self, deadline: Duration) -> Result<Vec<Entry>, LedgerError> {
+        let ledger = self.clone();
+        let read = wait::in_thread(&self.dir, move || ledger.living());
+        match tokio::time::timeout(deadline, read).await {
+            Ok(living) => living?,
+            Err(_) => {
+                let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "another process keeps it locked");
+                Err(book::io_error("reading", &self.dir, source))
+            }
+        }
+    }
+
     /// Claims a part of the machine; waits, for as long as `policy` says, where other labs are in the way. `waiting` is
     /// told what is in the way, at first and whenever that changes.
     ///

@@ -67,11 +67,11 @@ fn who_waits_is_not_passed_by_who_came_later() {
     let living = entry("a", 3, 100, true);
     let large = entry("b", 4, 100, false);
     let small = claim("c", 1, 100);
-    assert_eq!(decided(&small, &[living.clone()]), Decision::Admit);
+    assert_eq!(decided(&small, std::slice::from_ref(&living)), Decision::Admit);
     assert!(matches!(decided(&small, &[living, large.clone()]), Decision::Wait(_)));
     // Where the one before could go now, its part counts as taken, and what is left is for the next.
     let waiting = entry("b", 2, 100, false);
-    assert_eq!(decided(&claim("c", 2, 100), &[waiting.clone()]), Decision::Admit);
+    assert_eq!(decided(&claim("c", 2, 100), std::slice::from_ref(&waiting)), Decision::Admit);
     assert!(matches!(decided(&claim("c", 3, 100), &[waiting]), Decision::Wait(Obstacle::CoresTaken { taken: 2, .. })));
 }
 
@@ -257,6 +257,19 @@ async fn the_death_of_an_owner_wakes_who_waits() {
     owner.wait().unwrap();
     tokio::time::timeout(Duration::from_secs(10), waiter).await.unwrap().unwrap().unwrap();
     assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_ledger_that_stays_locked_holds_up_nobody_for_longer_than_its_deadline() {
+    let fixture = Fixture::new();
+    let book = book::Book::open(&fixture.ledger.dir).unwrap();
+    let error = fixture.ledger.living_within(Duration::from_millis(100)).await.unwrap_err();
+    assert!(crate::error::chain_of(&error).join(": ").contains("another process keeps it locked"), "{error}");
+    let given_up = tokio::time::timeout(Duration::from_millis(100), fixture.admit("a", 1, Duration::ZERO)).await;
+    assert!(given_up.is_err());
+    drop(book);
+    // Whoever gave up claims nothing, even though its thread gets the lock after all.
+    fixture.admit("b", 4, Policy::WAIT_MAX).await.unwrap();
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ fn look(dir: &Utf8Path, claim: Claim, held: Option<Ticket>, host: Host, policy: 
 
 /// Runs what may block on a thread that can be left behind: whoever holds the ledger's lock may have been stopped, and
 /// a run that is interrupted must not wait for it. What comes of it too late is given back.
-async fn in_thread<T: Send + 'static>(
+pub(super) async fn in_thread<T: Send + 'static>(
     dir: &Utf8Path,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, LedgerError> {
