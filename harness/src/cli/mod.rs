@@ -42,6 +42,7 @@ const EXIT_CODES: &str = "Exit codes:
     2  usage or configuration: a flag, a scenario, a profile, a recipe
     3  the environment failed: missing tools, starved CPUs, a full disk, a killed process
     4  a bug in the harness
+    5  (diagnose) a failure was seen that is not in the catalogue
   130  interrupted";
 
 /// VM-based integration tests of k3s clusters on QEMU/KVM

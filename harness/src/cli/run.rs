@@ -119,7 +119,8 @@ async fn in_runtime(
         Keep::Never => None,
         _ => Some(Leash::take(bell.clone(), sink.clone())?),
     };
-    let driven = tokio::spawn(reporter::drive(events, reporters(args.format, &record, &sink)));
+    let driven =
+        tokio::spawn(reporter::drive(events, reporter::for_format(args.format), kept_reporters(&record, &sink)));
     sink.emit(EventKind::RunStarted {
         run: run_id.clone(),
         scenario: loaded.scenario.name.clone(),
@@ -204,18 +205,33 @@ async fn in_runtime(
             let closing = Closing { summary: &summary, exit_code, run_dir: record.path() };
             keep::hold(lab, leash, args.keep_for, until_stopped, closing).await?;
         }
-        _ => print(&summary),
+        _ => print_unless_stopped(summary, until_stopped).await,
     }
     Ok(exit_code)
 }
 
-fn reporters(format: Format, record: &RunDir, sink: &EventSink) -> Vec<Box<dyn Reporter>> {
-    let mut reporters = vec![reporter::for_format(format)];
+/// The reporters that write to the run folder.
+fn kept_reporters(record: &RunDir, sink: &EventSink) -> Vec<Box<dyn Reporter>> {
     match private_file(&record.path().join("events.ndjson")) {
-        Ok(file) => reporters.push(Box::new(NdjsonReporter::new(Box::new(file)))),
-        Err(error) => sink.warn(format!("events are not kept: {error}")),
+        Ok(file) => vec![Box::new(NdjsonReporter::new(Box::new(file)))],
+        Err(error) => {
+            sink.warn(format!("events are not kept: {error}"));
+            Vec::new()
+        }
     }
-    reporters
+}
+
+/// Prints the summary from a thread of its own, so that a blocked terminal does not make the harness deaf to signals.
+async fn print_unless_stopped(text: String, mut signals: Signals) {
+    let (printed, done) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        print(&text);
+        let _ = printed.send(());
+    });
+    tokio::select! {
+        _ = done => {}
+        _ = signals.next() => {}
+    }
 }
 
 /// Settles the acceleration and measures the host.

@@ -42,16 +42,36 @@ pub fn for_format(format: Format) -> Box<dyn Reporter> {
     }
 }
 
-/// Feeds every event to every reporter until the run has finished.
-pub async fn drive(mut events: mpsc::UnboundedReceiver<Event>, mut reporters: Vec<Box<dyn Reporter>>) {
+/// Feeds every event to the reporters until the run has finished.
+///
+/// What is shown to a person is written by a thread of its own: a terminal that is stopped, or a pager nobody scrolls,
+/// holds up neither the run nor its records.
+pub async fn drive(
+    mut events: mpsc::UnboundedReceiver<Event>,
+    mut shown: Box<dyn Reporter>,
+    mut kept: Vec<Box<dyn Reporter>>,
+) {
+    let (show, to_show) = std::sync::mpsc::channel::<Event>();
+    let (finished, done) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        for event in to_show {
+            shown.event(&event);
+        }
+        // Whoever waited may have given up.
+        let _ = finished.send(());
+    });
     while let Some(event) = events.recv().await {
-        for reporter in &mut reporters {
+        for reporter in &mut kept {
             reporter.event(&event);
         }
-        if matches!(event.event, EventKind::RunFinished { .. }) {
+        let last = matches!(event.event, EventKind::RunFinished { .. });
+        let _ = show.send(event);
+        if last {
             break;
         }
     }
+    drop(show);
+    let _ = done.await;
 }
 
 /// `server-1` or the lab as a whole.

@@ -173,7 +173,7 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Reads events until a phase starts.
+    /// Reads events until a phase starts; `boot` until the first guest boots, after its disks were laid.
     #[track_caller]
     pub(crate) fn wait_for_phase(&mut self, phase: &str) {
         let mut seen = Vec::new();
@@ -181,7 +181,8 @@ impl Started {
             let mut line = String::new();
             assert!(self.events.read_line(&mut line).unwrap() > 0, "the run ended before {phase}: {seen:#?}");
             let event: Value = serde_json::from_str(&line).unwrap();
-            if event["event"]["phase-started"]["phase"] == phase {
+            let started = &event["event"]["phase-started"];
+            if started["phase"] == phase && (phase != "boot" || started["node"].is_string()) {
                 return;
             }
             seen.push(line);
