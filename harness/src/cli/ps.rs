@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(
             table(&[lab()], now),
             "LAB      SCENARIO  STATE             AGE    EXPIRES IN  NODES\n\
-             abc234   smoke     kept           5.00 s  3 min 05 s  server-1 (server 192.168.1.1, ssh 127.0.0.1:40001)\n         \
+             abc234   smoke     kept           5.00 s    3 min 05 s  server-1 (server 192.168.1.1, ssh 127.0.0.1:40001)\n         \
              k3s: stand-in (NOT real k3s)\n"
         );
     }

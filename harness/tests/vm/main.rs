@@ -8,5 +8,6 @@
 mod lab;
 
 mod formation;
+mod keep;
 mod ownership;
 mod verdicts;
