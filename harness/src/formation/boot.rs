@@ -15,9 +15,10 @@ use tokio::sync::Notify;
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::{Context, Done};
-use crate::guest::{Guest, GuestError, KeyPair, SshTarget, generate_ed25519};
+use crate::guest::{Guest, GuestError, KeyPair, SshTarget, fingerprint as fingerprint_of, generate_ed25519};
 use crate::lab::evidence::EvidencePump;
 use crate::lab::inventory::{Inventory, InventoryError};
+use crate::lab::sampler::VcpuThreads;
 use crate::lab::{Lab, OwnedTools};
 use crate::plan::{NodePlan, Phase};
 use crate::seedfiles::{self, NodeKeys};
@@ -64,6 +65,12 @@ impl Seeds {
         Ok(Self { client_key, nodes })
     }
 
+    /// The node whose seed has the host key of this fingerprint.
+    fn owner_of(&self, fingerprint: &str) -> Option<&str> {
+        let shows = |seed: &NodeSeed| seed.host_key.public().is_ok_and(|key| fingerprint_of(&key) == fingerprint);
+        self.nodes.iter().find(|(_, seed)| shows(seed)).map(|(name, _)| name.as_str())
+    }
+
     /// A node's seed.
     ///
     /// # Errors
@@ -93,7 +100,7 @@ pub(super) async fn lay_disks(
 ) -> Result<(), Failure> {
     cx.phase(Phase::Boot, None, "seeds written and overlays laid", async {
         for node in &cx.plan.nodes {
-            let seed = seeds.node(&node.name)?;
+            let seed = seeds.node(node.seed_of.as_deref().unwrap_or(&node.name))?;
             let path = disks.join(format!("{}.seed", node.name));
             images::seed::write(&seed.files, &seed.id, &path)
                 .map_err(|error| Failure::from_error(Blame::Environment, "writing a seed", &error).on(&node.name))?;
@@ -129,6 +136,7 @@ pub(super) async fn boot(
                     Failure::from_error(Blame::Environment, "making the folder of a node's records", &error)
                 })?;
                 let vm = lab.add_vm(node.vm.clone()).await?;
+                watch_vcpus(pump, &node.name, &vm).await;
                 let hint = Arc::new(Notify::new());
                 let console = node.vm.console_log.clone();
                 pump.follow_console(node.name.clone(), console, SEED_FAILED_MARK, Arc::clone(&hint));
@@ -154,6 +162,25 @@ pub(super) async fn boot(
         }
     }
     failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// A guest that shows another node's host key was given that node's seed: it is identified before it is let in.
+fn not_the_node(node: &str, other: &str) -> Failure {
+    Failure::new(Blame::Environment, format!("{node} is not the node the plan says (FM-3)"))
+        .because(format!("identify: {node}: the SSH host key is that of {other:?}, plan says {node:?}"))
+        .hint("a seed was mixed up between nodes: look at the seeds in plan.json")
+        .in_phase(Phase::Identify)
+}
+
+/// Has the VM's vCPU threads sampled; that they cannot be is no reason to end a run.
+async fn watch_vcpus(pump: &EvidencePump, node: &str, vm: &Vm) {
+    match vm.execute("query-cpus-fast", serde_json::Value::Null).await {
+        Err(error) => tracing::warn!(node, %error, "what the VM gets of the host's CPUs is not sampled"),
+        Ok(cpus) => {
+            let threads = cpus.as_array().into_iter().flatten().filter_map(|cpu| cpu["thread-id"].as_u64()).collect();
+            pump.watch_vcpus(VcpuThreads { node: node.to_owned(), pid: vm.pid(), threads });
+        }
+    }
 }
 
 async fn boot_one(
@@ -185,8 +212,11 @@ async fn boot_one(
         // The phase's own deadline ends the wait; this one only bounds it.
         let guest = Guest::connect_hinted(target, cx.deadline(Phase::Boot), &hint).await.map_err(|error| {
             let failure = Failure::from_error(Blame::Environment, "waiting for the guest to answer over SSH", &error);
-            if matches!(error, GuestError::HostKeyMismatch { .. }) {
-                failure.hint("whoever answers on the forwarded port is not the guest this run has seeded")
+            if let GuestError::HostKeyMismatch { offered, .. } = &error {
+                match seeds.owner_of(offered) {
+                    Some(other) => not_the_node(&node.name, other),
+                    None => failure.hint("whoever answers on the forwarded port is not the guest this run has seeded"),
+                }
             } else {
                 failure.hint(format!("nodes/{}/console.log in the run folder shows how far the guest came", node.name))
             }

@@ -28,6 +28,7 @@ use crate::failure::Failure;
 use crate::guest::Guest;
 use crate::lab::evidence::EvidencePump;
 use crate::lab::ledger::Admission;
+use crate::lab::sampler::HostSampler;
 use crate::lab::{AlarmBell, Guard, Lab, LabDirs, OwnedTools};
 use crate::plan::{NodePlan, Phase, Plan};
 use crate::record::{Folders, RunDir};
@@ -72,7 +73,8 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     let tools = OwnedTools::new(supervisor.clone());
     let mut cx = Context::new(plan, sink.clone(), guard, record);
     let mut lab = Lab::new(supervisor.clone(), bell.clone(), sink.clone());
-    let mut pump = EvidencePump::new(classifier, bell, sink);
+    let sampler = HostSampler::new(&cx.record.path().join("host.ndjson"));
+    let mut pump = EvidencePump::new(classifier, sampler, bell, sink);
     let mut guests = BTreeMap::new();
 
     let mut formed = prepare(&mut cx, &tools, &recipe, &k3s, &folders, &dirs, &admission).await;
@@ -92,12 +94,13 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     } else {
         collect::collect(&cx, &guests, failure.is_some()).await;
     }
-    let (classifier, restarts) = pump.finish().await;
+    let (classifier, restarts, host) = pump.finish().await;
     let standing = Standing { lab, guests, supervisor, dirs, ticket: cx.ticket.take() };
     let mut ended = Ended {
         failure,
         leftovers: Vec::new(),
         restarts,
+        host,
         classifier,
         phases: cx.records(),
         plan: cx.plan.clone(),

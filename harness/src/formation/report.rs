@@ -11,6 +11,7 @@ use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::PhaseRecord;
 use crate::lab::evidence::blame_of;
+use crate::lab::sampler::HostSeen;
 use crate::plan::{Phase, Plan};
 use crate::record::{RunDir, RunHeader};
 use crate::reporter::human_ms;
@@ -27,6 +28,8 @@ pub struct Ended {
     pub leftovers: Vec<String>,
     /// Restarts of units.
     pub restarts: Vec<UnitRestarts>,
+    /// What was seen of the host meanwhile.
+    pub host: HostSeen,
     /// Has seen all evidence.
     pub classifier: Classifier,
     /// The phases.
@@ -277,12 +280,12 @@ fn context(ended: &Ended) -> verdict::Context {
         host: Some(verdict::HostFacts {
             cores: Some(plan.host.cores),
             vcpus_asked: Some(plan.oversubscription.vcpus),
-            cpu_pressure_some_avg10: kvm::host_facts().cpu_pressure_some_avg10,
-            load_1m: Some(kvm::host_facts().load_1m),
-            memory_available_mib: Some(plan.host.memory_available_mib),
+            cpu_pressure_some_avg10: ended.host.cpu_pressure_some_avg10,
+            load_1m: ended.host.load_1m,
+            memory_available_mib: ended.host.memory_available_mib.or(Some(plan.host.memory_available_mib)),
             accel: Some(plan.host.accel.to_string()),
         }),
-        vms: Vec::new(),
+        vms: ended.host.vms.clone(),
         restarts: ended.restarts.clone(),
     }
 }

@@ -17,13 +17,14 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use russh::client::{self, AuthResult, DisconnectReason};
-use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::{PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Preferred, kex};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::GuestError;
+use super::keys::fingerprint;
 use super::ssh::{Connection, SshTarget};
 
 /// Time between two connections while the guest has not been heard of.
@@ -69,7 +70,7 @@ impl client::Handler for Pinned {
         if offered.key_data() == self.key.key_data() {
             return Ok(true);
         }
-        Err(HandshakeError::HostKey { offered: offered.fingerprint(HashAlg::Sha256).to_string() })
+        Err(HandshakeError::HostKey { offered: fingerprint(&offered) })
     }
 
     async fn disconnected(&mut self, reason: DisconnectReason<Self::Error>) -> Result<(), Self::Error> {
@@ -149,7 +150,7 @@ async fn handshake(target: &SshTarget, stream: TcpStream) -> Result<Connection, 
     };
     let mismatch = |offered: String| GuestError::HostKeyMismatch {
         node: target.node.clone(),
-        expected: target.host_key.fingerprint(HashAlg::Sha256).to_string(),
+        expected: fingerprint(&target.host_key),
         offered,
     };
     let ended = Arc::new(OnceLock::new());

@@ -1,7 +1,7 @@
 //! Key pairs: one per guest as its host key, one per lab as the harness's identity.
 
 use russh::keys::ssh_key::LineEnding;
-use russh::keys::{Algorithm, PrivateKey, PublicKey};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 
 use super::error::GuestError;
 
@@ -31,6 +31,12 @@ impl KeyPair {
     pub fn public(&self) -> Result<PublicKey, GuestError> {
         parse_public(&self.public_openssh)
     }
+}
+
+/// A host key's fingerprint as messages show it: `SHA256:…`.
+#[must_use]
+pub fn fingerprint(key: &PublicKey) -> String {
+    key.fingerprint(HashAlg::Sha256).to_string()
 }
 
 /// Makes a new ed25519 key pair from the operating system's randomness.

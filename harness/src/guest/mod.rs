@@ -37,7 +37,7 @@ pub use error::GuestError;
 pub use exec::ExecOutput;
 pub use forward::Forward;
 pub use journal::{Journal, JournalEntry, message_id};
-pub use keys::{KeyPair, generate_ed25519, parse_private, parse_public};
+pub use keys::{KeyPair, fingerprint, generate_ed25519, parse_private, parse_public};
 pub use quote::quote;
 pub use ssh::{Guest, GuestStream, SshTarget};
 pub use stream::{LineStream, Source, StreamEnd, StreamItem};

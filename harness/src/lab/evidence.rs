@@ -20,6 +20,7 @@ use crate::exit::Blame;
 use crate::guest::Guest;
 use crate::guest::{Journal, JournalEntry};
 use crate::lab::alarm::{Alarm, AlarmBell};
+use crate::lab::sampler::{HostSampler, HostSeen, VcpuThreads};
 use crate::record::private_file;
 use crate::redact::redact;
 
@@ -27,8 +28,8 @@ use crate::redact::redact;
 const JOURNAL_QUEUE: usize = 4096;
 /// How often the consoles' files are looked at: a `read` on the host, nothing in the guest.
 const CONSOLE_POLL: Duration = Duration::from_millis(100);
-/// How often it is seen whether a fatal sign's allowance is used up in silence.
-const ALLOWANCE_POLL: Duration = Duration::from_secs(1);
+/// How often the host is sampled, and how often it is seen whether a fatal sign's allowance is used up in silence.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// Most bytes of one console taken per look.
 const CONSOLE_CHUNK_BYTES: usize = 64 * 1024;
 /// Longest console line kept; a console that never ends its line is cut here.
@@ -49,6 +50,7 @@ struct Shared {
     classifier: Mutex<Classifier>,
     restarts: Mutex<BTreeMap<(String, String), u32>>,
     entries: broadcast::Sender<Arc<NodeEntry>>,
+    sampler: Mutex<HostSampler>,
     bell: AlarmBell,
     sink: EventSink,
 }
@@ -62,22 +64,24 @@ pub struct EvidencePump {
 impl EvidencePump {
     /// A pump that classifies by `classifier` and rings `bell`.
     #[must_use]
-    pub fn new(classifier: Classifier, bell: AlarmBell, sink: EventSink) -> Self {
+    pub fn new(classifier: Classifier, sampler: HostSampler, bell: AlarmBell, sink: EventSink) -> Self {
         let (entries, _) = broadcast::channel(JOURNAL_QUEUE);
         let shared = Arc::new(Shared {
             classifier: Mutex::new(classifier),
             restarts: Mutex::new(BTreeMap::new()),
             entries,
+            sampler: Mutex::new(sampler),
             bell,
             sink,
         });
         let mut tasks = JoinSet::new();
         let polled = Arc::clone(&shared);
         tasks.spawn(async move {
-            let mut tick = tokio::time::interval(ALLOWANCE_POLL);
+            let mut tick = tokio::time::interval(SAMPLE_EVERY);
             loop {
                 tick.tick().await;
                 polled.poll();
+                lock(&polled.sampler).sample();
             }
         });
         Self { shared, tasks }
@@ -92,6 +96,11 @@ impl EvidencePump {
     /// Takes one line into the evidence, for what the harness itself has seen.
     pub fn observe(&self, evidence: &Evidence) {
         self.shared.observe(evidence);
+    }
+
+    /// Watches what a VM gets of the host's CPUs.
+    pub fn watch_vcpus(&self, vm: VcpuThreads) {
+        lock(&self.shared.sampler).watch(vm);
     }
 
     /// How often units were restarted so far.
@@ -125,11 +134,12 @@ impl EvidencePump {
     }
 
     /// Ends all following and hands back what was learnt.
-    pub async fn finish(mut self) -> (Classifier, Vec<UnitRestarts>) {
+    pub async fn finish(mut self) -> (Classifier, Vec<UnitRestarts>, HostSeen) {
         let restarts = self.restarts();
+        let seen = lock(&self.shared.sampler).seen();
         self.tasks.shutdown().await;
         let classifier = lock(&self.shared.classifier).clone();
-        (classifier, restarts)
+        (classifier, restarts, seen)
     }
 }
 

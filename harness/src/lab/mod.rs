@@ -6,6 +6,7 @@ pub mod evidence;
 pub mod inventory;
 pub mod ledger;
 mod runner;
+pub mod sampler;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

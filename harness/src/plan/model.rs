@@ -154,6 +154,9 @@ pub struct NodePlan {
     pub k3s_unit: String,
     /// k3s's arguments behind `k3s server` or `k3s agent`; the token is [`super::TOKEN_PLACEHOLDER`].
     pub k3s_args: Vec<String>,
+    /// The node whose seed it is given, where the scenario mixes them up on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed_of: Option<String>,
     /// What has to hold in the guest before k3s is started.
     pub checks: Vec<GuestCheck>,
     /// The VM.

@@ -148,6 +148,9 @@ pub(super) fn warnings(scenario: &Scenario, profile: &Profile) -> Vec<String> {
         }
     }
     for node in &scenario.nodes {
+        if let Some(other) = &node.seed_of {
+            warnings.push(format!("{} is given the seed of {other} on purpose", node.name));
+        }
         for (network, vlan) in &node.vlans {
             warnings.push(format!(
                 "fault by the scenario: {} uses VLAN {vlan} for network {network}; no switch carries it",

@@ -61,6 +61,7 @@ pub(super) fn nodes(
                 Role::Agent => guest::AGENT_UNIT.to_owned(),
             },
             k3s_args,
+            seed_of: node.seed_of.clone(),
             checks: Vec::new(),
             argv: kvm::argv(&vm),
             vm,

@@ -75,6 +75,12 @@ pub(super) fn scenario(scenario: &Scenario, doc: Document<'_>) -> Result<(), Yam
             let message = format!("{} MiB of memory", node.memory_mib);
             return Err(doc.at(&path!["nodes", index, "memory_mib"], message).expected("256 to 65536"));
         }
+        if let Some(other) = &node.seed_of
+            && (other == &node.name || !scenario.nodes.iter().any(|one| &one.name == other))
+        {
+            let message = format!("`{other}` is no other node of this scenario");
+            return Err(doc.at(&path!["nodes", index, "seed_of"], message).expected("the name of another node"));
+        }
         for (network, vlan) in &node.vlans {
             vlan_id(*vlan, &path!["nodes", index, "vlans", network.as_str()], doc)?;
         }

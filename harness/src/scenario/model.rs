@@ -65,6 +65,9 @@ pub struct ScenarioNode {
     /// profile.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vlans: BTreeMap<String, u16>,
+    /// Another node, whose seed this one is given: a fault to inject (FM-3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed_of: Option<String>,
 }
 
 /// What a node is in the cluster.

@@ -65,6 +65,25 @@ fn assert_ended_soon_after_the_panic(run: &crate::lab::Run) {
 }
 
 #[test]
+fn a_node_with_another_nodes_seed_is_fm_3_in_identify() {
+    let bench = Bench::new();
+    bench.write(
+        "mixed.yaml",
+        "name: mixed\ndescription: seeds mixed up\nprofile: simple\nnodes:\n  - {name: server-1, role: server}\n\
+         \x20 - {name: server-2, role: server, seed_of: server-1}\n",
+    );
+    let run = bench.run("./mixed.yaml", &[]);
+    bench.assert_clean();
+    assert_ne!(run.output.status.code(), Some(0));
+    let verdict = run.json("verdict.json");
+    assert_eq!(verdict["verdict"]["id"], "FM-3", "{verdict:#}");
+    assert_eq!(verdict["failure"]["phase"], "identify");
+    assert_eq!(verdict["failure"]["node"], "server-2");
+    // The node that did answer is not lost.
+    assert!(run.dir.join("nodes/server-1/journal.log").exists());
+}
+
+#[test]
 fn eight_vcpus_on_few_cores_pass_with_fm_5_as_a_contributing_factor() {
     let cores = std::thread::available_parallelism().unwrap().get();
     let bench = Bench::new();
