@@ -194,12 +194,20 @@ impl RunReport {
                 let _ = writeln!(out, "  hint: {hint}");
             }
         }
-        if self.failure.as_ref().is_some_and(|failure| failure.blame != Blame::Interrupted) {
+        let known = self.verdict.id.is_some() || self.verdict.look_alike.is_some();
+        let failed = self.failure.as_ref().is_some_and(|failure| failure.blame != Blame::Interrupted);
+        if failed && known {
             for line in self.verdict.to_string().lines() {
                 let _ = writeln!(out, "  {line}");
             }
-        }
-        if self.failure.is_none() {
+        } else {
+            if failed {
+                let _ = writeln!(out, "  no known failure mode: {}", self.verdict.reason);
+            }
+            for line in self.verdict.evidence.iter().filter(|_| failed).take(3) {
+                let node = line.node.as_deref().unwrap_or("?");
+                let _ = writeln!(out, "  worth reading: {node} {}: {}", line.origin, line.text);
+            }
             for factor in &self.verdict.contributing {
                 let id = factor.id.as_deref().map_or_else(String::new, |id| format!("{id} "));
                 let _ = writeln!(out, "  noticed: {id}{}", factor.text);
