@@ -131,6 +131,15 @@ pub enum GuestError {
 }
 
 impl GuestError {
+    /// The server's refusal to run a command.
+    pub(super) fn denied(node: &str, command: &str) -> Self {
+        Self::ChannelRefused {
+            node: node.to_owned(),
+            what: format!("`{}`", brief(command)),
+            reason: "the request to run it was denied".into(),
+        }
+    }
+
     /// Whether trying the same again is pointless.
     pub fn is_permanent(&self) -> bool {
         matches!(

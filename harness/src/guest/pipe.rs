@@ -111,13 +111,7 @@ impl Guest {
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => status = Some(exit_status),
                 Some(ChannelMsg::ExitSignal { signal_name, .. }) => signal = Some(signal_text(&signal_name)),
-                Some(ChannelMsg::Failure) => {
-                    return Err(GuestError::ChannelRefused {
-                        node: self.node().to_owned(),
-                        what: format!("`{}`", brief(command)),
-                        reason: "the request to run it was denied".into(),
-                    });
-                }
+                Some(ChannelMsg::Failure) => return Err(GuestError::denied(self.node(), command)),
                 Some(ChannelMsg::Close) => {
                     session.finish();
                     return Ok(StreamEnd::Exited { status, signal });

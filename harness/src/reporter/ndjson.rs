@@ -8,23 +8,19 @@ use crate::event::Event;
 /// Writes every event as one line of JSON.
 pub struct NdjsonReporter {
     out: Option<Box<dyn Write + Send>>,
-    lost: u64,
 }
 
 impl NdjsonReporter {
     /// A reporter onto a stream.
     #[must_use]
     pub fn new(out: Box<dyn Write + Send>) -> Self {
-        Self { out: Some(out), lost: 0 }
+        Self { out: Some(out) }
     }
 }
 
 impl Reporter for NdjsonReporter {
     fn event(&mut self, event: &Event) {
-        let Some(out) = self.out.as_mut() else {
-            self.lost += 1;
-            return;
-        };
+        let Some(out) = self.out.as_mut() else { return };
         let written = serde_json::to_vec(event).map_err(std::io::Error::other).and_then(|mut bytes| {
             bytes.push(b'\n');
             out.write_all(&bytes)?;
