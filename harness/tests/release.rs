@@ -70,6 +70,96 @@ fn a_release_that_cannot_be_fetched_names_its_url_and_both_ways_out() {
     assert!(hint.contains("--k3s file:/path/to/k3s") && hint.contains("--k3s standin"), "{hint}");
 }
 
+/// Answers the list of digests and the binary of a release; anything else is not there. Tells every request's first line.
+fn release_site(requests: usize) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    use sha2::Digest as _;
+    let program = std::fs::read("/proc/self/exe").unwrap();
+    let digest: String = sha2::Sha256::digest(&program).iter().map(|byte| format!("{byte:02x}")).collect();
+    let tarball = |arch| format!("{}  k3s-airgap-images-{arch}.tar.zst\n", "0".repeat(64));
+    let sums = format!("{digest}  k3s\n{digest}  k3s-arm64\n{}{}", tarball("amd64"), tarball("arm64"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}/r", listener.local_addr().unwrap());
+    let serve = move || {
+        let one = |_| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let line = head(&mut stream);
+            let path = line.split(' ').nth(1).unwrap();
+            let body = match path.rsplit('/').next().unwrap() {
+                name if name.starts_with("sha256sum-") => Some(sums.as_bytes()),
+                "k3s" | "k3s-arm64" => Some(program.as_slice()),
+                _ => None,
+            };
+            let (status, body) = body.map_or(("404 Not Found", b"no".as_slice()), |body| ("200 OK", body));
+            write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len()).unwrap();
+            stream.write_all(body).unwrap();
+            line
+        };
+        (0..requests).map(one).collect()
+    };
+    (base, std::thread::spawn(serve))
+}
+
+#[test]
+fn air_gap_images_that_cannot_be_fetched_name_their_url_and_both_ways_out() {
+    let dir = tempfile::tempdir().unwrap();
+    // Digests and binary, digests again, and the tarball that is not there.
+    let (base, site) = release_site(4);
+    // What is said on the command line wins over the environment.
+    let nowhere = [("HARNESS_K3S_BASE_URL", "http://k3s.invalid/r")];
+    let mut command = run(&dir, &nowhere);
+    let output = command.args(["--k3s-base-url", &base, "--airgap-images", "release"]).output().unwrap();
+    let text = failed(&dir, &output, 3);
+    let url = format!("{base}/v9.9.9%2Bk3s1/k3s-airgap-images-");
+    assert!(text.contains(&format!("the air-gap images of k3s v9.9.9+k3s1 could not be had from {url}")), "{text}");
+    assert!(text.contains("answered 404 Not Found"), "{text}");
+    let hint = text.lines().find(|line| line.starts_with("hint: ")).unwrap();
+    assert!(hint.contains(&url) && hint.contains("--airgap-images file:") && hint.contains("--airgap-images none"));
+    let asked = site.join().unwrap();
+    assert!(asked[3].starts_with("GET /r/v9.9.9%2Bk3s1/k3s-airgap-images-"), "{asked:?}");
+}
+
+#[test]
+fn a_base_url_or_images_that_cannot_be_meant_are_usage_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    for (flags, expected) in [
+        (["--k3s-base-url", "ftp://mirror/k3s"], "its scheme is ftp"),
+        (["--k3s-base-url", "mirror"], "\"mirror\" is no http or https URL"),
+        (["--airgap-images", "file:./images.zip"], "its name has to end in one of .tar, "),
+        (["--k3s", "standin"], "standin is no release"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
+        std::fs::write(dir.path().join("gap.yaml"), GAP).unwrap();
+        command.args(["run", "./gap.yaml"]).args(flags).current_dir(dir.path()).env_clear().env("HOME", dir.path());
+        let text = failed(&dir, &command.output().unwrap(), 2);
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn a_plan_says_where_k3s_and_its_images_would_come_from() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("gap.yaml"), GAP).unwrap();
+    let plan = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_harness"));
+        command.args(["plan", "./gap.yaml", "--no-measure"]).args(args).current_dir(dir.path()).env_clear();
+        let output =
+            command.env("HOME", dir.path()).env("HARNESS_K3S_BASE_URL", "https://env.example").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = plan(&[]);
+    assert!(text.contains("release:v9.9.9+k3s1 from https://env.example/v9.9.9%2Bk3s1/k3s"), "{text}");
+    assert!(text.contains("release in /var/lib/rancher/k3s/agent/images"), "{text}");
+    let text = plan(&["--k3s-base-url", "https://flag.example/r", "--airgap-images", "none"]);
+    assert!(text.contains("from https://flag.example/r/v9.9.9%2Bk3s1/k3s") && !text.contains("air-gap"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    assert_eq!(json["airgap_images"], "release");
+}
+
+/// A scenario whose nodes have no registry.
+const GAP: &str = "name: gap\ndescription: no registry\nprofile: simple\nk3s: release:v9.9.9+k3s1\n\
+    airgap_images: release\nnodes:\n  - {name: server-1, role: server}\n";
+
 #[test]
 fn proxy_variables_are_followed() {
     let dir = tempfile::tempdir().unwrap();

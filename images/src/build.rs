@@ -112,6 +112,9 @@ impl Plan {
         hash.update(text);
         for (path, binary) in &binaries {
             hash.update(format!("{path}\n{}\n", binary.sha256));
+            for file in &binary.files {
+                hash.update(format!("file {} {:o}\n{}\n", file.guest_path, file.mode, file.sha256));
+            }
         }
         let mut id = hex(&hash.finalize());
         id.truncate(ID_LEN);
@@ -225,15 +228,20 @@ impl Plan {
         append(&mut tar, IMAGE_ID_PATH, 0o644, id.len() as u64, id.as_bytes()).map_err(wrap())?;
         for (name, binary) in &self.binaries {
             elf::check_for_guest(&binary.path)?;
-            let read = || Error::io("read", &binary.path);
-            let file = File::open(&binary.path).map_err(read())?;
-            let size = file.metadata().map_err(read())?.len();
-            let mut reader = Hashing { inner: file, hash: Sha256::new() };
-            append(&mut tar, name, 0o755, size, &mut reader).map_err(wrap())?;
-            let found = hex(&reader.hash.finalize());
-            if found != binary.sha256 {
-                let reason = format!("it has digest {found} instead of {}: it changed during the build", binary.sha256);
-                return Err(Error::Corrupt { path: binary.path.clone(), reason });
+            let given = std::iter::once((binary.path.as_path(), name.as_str(), 0o755, &binary.sha256));
+            let files = binary.files.iter();
+            let files = files.map(|file| (file.path.as_path(), file.guest_path.as_str(), file.mode, &file.sha256));
+            for (from, to, mode, sha256) in given.chain(files) {
+                let read = || Error::io("read", from);
+                let file = File::open(from).map_err(read())?;
+                let size = file.metadata().map_err(read())?.len();
+                let mut reader = Hashing { inner: file, hash: Sha256::new() };
+                append(&mut tar, to, mode, size, &mut reader).map_err(wrap())?;
+                let found = hex(&reader.hash.finalize());
+                if found != *sha256 {
+                    let reason = format!("it has digest {found} instead of {sha256}: it changed during the build");
+                    return Err(Error::Corrupt { path: from.to_owned(), reason });
+                }
             }
         }
         let links = units::links(&self.recipe, |unit| self.unit_file(tree, unit))?;

@@ -6,9 +6,10 @@ use std::str::FromStr;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::airgap::AirgapImages;
 use crate::download::{BASE_URL_ENV, DownloadError, OnEvent, Options};
 use crate::elf::{self, ElfError};
-use crate::recipe::GuestBinary;
+use crate::recipe::{GuestBinary, GuestFile};
 use crate::release::{Arch, Release, is_version};
 
 /// Environment variable that names the stand-in's binary.
@@ -44,6 +45,8 @@ pub struct K3sBinary {
     pub real: bool,
     /// Debian packages it needs in the image besides the recipe's.
     pub extra_packages: Vec<String>,
+    /// The tarball of images that is laid into the guests with it.
+    pub airgap_images: Option<GuestFile>,
 }
 
 impl K3sBinary {
@@ -55,6 +58,7 @@ impl K3sBinary {
             sha256: self.sha256.clone(),
             label: self.label.clone(),
             extra_packages: self.extra_packages.clone(),
+            files: self.airgap_images.iter().cloned().collect(),
         }
     }
 }
@@ -104,6 +108,38 @@ pub enum K3sError {
         /// Why not.
         source: Box<DownloadError>,
     },
+    /// The text names no source of images.
+    #[error(
+        "{text:?} names no air-gap images: expected release, release:VERSION, file:/path/to/images.tar.zst or none"
+    )]
+    AirgapSyntax {
+        /// The text.
+        text: String,
+    },
+    /// k3s would not import a file of this name.
+    #[error("k3s imports no images from a file called {name:?}: its name has to end in one of {suffixes}")]
+    AirgapName {
+        /// The file's name.
+        name: String,
+        /// What k3s imports.
+        suffixes: String,
+    },
+    /// The images of the release under test were asked for, and there is none.
+    #[error("the air-gap images of the k3s release are asked for, and {k3s} is no release")]
+    AirgapNoRelease {
+        /// What is under test.
+        k3s: String,
+    },
+    /// The tarball of a release's images is not in the cache and could not be fetched.
+    #[error("the air-gap images of k3s {version} could not be had from {url}")]
+    Airgap {
+        /// The version asked for.
+        version: String,
+        /// Where they are published.
+        url: String,
+        /// Why not.
+        source: Box<DownloadError>,
+    },
     /// A release was asked for where only this host's files are looked at.
     #[error("k3s {version} is a release, which only a cache or a download can give")]
     NotLocal {
@@ -122,8 +158,16 @@ impl K3sError {
         match self {
             Self::Release { url, .. } => Some(format!(
                 "fetch {url} elsewhere and say --k3s file:/path/to/k3s, or run on the stand-in by --k3s standin; \
-                 {BASE_URL_ENV} names a mirror"
+                 --k3s-base-url or {BASE_URL_ENV} names a mirror"
             )),
+            Self::Airgap { url, .. } => Some(format!(
+                "fetch {url} elsewhere and say --airgap-images file:/path/to/it, or let k3s pull its images by \
+                 --airgap-images none; --k3s-base-url or {BASE_URL_ENV} names a mirror"
+            )),
+            Self::AirgapNoRelease { .. } => Some(
+                "say --airgap-images file:/path/to/images.tar.zst, --airgap-images release:VERSION or --airgap-images none"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -190,61 +234,91 @@ impl K3sSource {
     ///
     /// # Errors
     /// Where there is no such binary, or it is for another machine. Nothing falls back to another source. A release is
-    /// not on this host: [`K3sSource::resolve_in`] gives it.
+    /// not on this host: [`K3sSource::resolve_with`] gives it.
     pub fn resolve(&self) -> Result<K3sBinary, K3sError> {
         match self {
             Self::File(path) => {
                 let sha256 = check_and_hash(path)?;
                 let label = format!("k3s from {path} (sha256 {})", &sha256[..12]);
-                Ok(K3sBinary { path: path.clone(), sha256, label, real: true, extra_packages: Vec::new() })
+                Ok(K3sBinary {
+                    path: path.clone(),
+                    sha256,
+                    label,
+                    real: true,
+                    extra_packages: Vec::new(),
+                    airgap_images: None,
+                })
             }
             Self::Standin => {
                 let path = find_standin(std::env::var(STANDIN_ENV).ok(), std::env::current_exe().ok())?;
                 let sha256 = check_and_hash(&path)?;
                 let label = format!("stand-in {STANDIN_VERSION} (NOT real k3s)");
                 let extra_packages = vec!["etcd-server".to_owned()];
-                Ok(K3sBinary { path, sha256, label, real: false, extra_packages })
+                Ok(K3sBinary { path, sha256, label, real: false, extra_packages, airgap_images: None })
             }
             Self::Release(version) => Err(K3sError::NotLocal { version: version.clone() }),
         }
     }
 
     /// Finds the binary as [`K3sSource::resolve`] does, or takes a release from the cache below `cache`, fetching it into
-    /// it first where it is not there; what is fetched from where is said by the environment ([`Options::from_env`]).
+    /// it first where it is not there; with it the images for guests without a registry, where they are asked for.
     ///
     /// Dropping the future ends a download at once; the next one goes on where it stopped.
     ///
     /// # Errors
     /// As for [`K3sSource::resolve`], and where a release cannot be had or is not what was published.
-    pub async fn resolve_in(&self, cache: &Utf8Path, on_event: OnEvent<'_>) -> Result<K3sBinary, K3sError> {
-        self.resolve_with(cache, &Options::from_env(), on_event).await
-    }
-
-    /// As [`K3sSource::resolve_in`], with everything the environment would say given.
-    ///
-    /// # Errors
-    /// As for [`K3sSource::resolve_in`].
     pub async fn resolve_with(
         &self,
+        airgap_images: &AirgapImages,
         cache: &Utf8Path,
         options: &Options,
         on_event: OnEvent<'_>,
     ) -> Result<K3sBinary, K3sError> {
+        // Asked before anything is fetched.
+        airgap_images.version(self)?;
+        let mut binary = self.binary(cache, options, on_event).await?;
+        if let Some(images) = airgap_images.resolve(self, cache, options, on_event).await? {
+            let name = images.path.file_name().unwrap_or_default();
+            let digest = images.sha256.get(..12).unwrap_or_default();
+            let but = if binary.real { "" } else { ", which it does not import" };
+            binary.label = format!("{} with {name} (sha256 {digest}){but}", binary.label);
+            binary.airgap_images = Some(images);
+        }
+        Ok(binary)
+    }
+
+    async fn binary(&self, cache: &Utf8Path, options: &Options, on_event: OnEvent<'_>) -> Result<K3sBinary, K3sError> {
         let Self::Release(version) = self else {
             // Reading a binary whole takes its time, in which a run can be interrupted.
             let source = self.clone();
             return tokio::task::spawn_blocking(move || source.resolve()).await.map_err(|_| K3sError::Interrupted)?;
         };
-        let arch = Arch::host().ok_or_else(|| ElfError::UnsupportedHost { arch: std::env::consts::ARCH.to_owned() })?;
-        let release = Release::new(version, arch).ok_or_else(|| K3sError::Version { version: version.clone() })?;
+        let release = host_release(version)?;
         let file = release.binary(cache, options, on_event).await.map_err(|source| K3sError::Release {
             version: version.clone(),
             url: release.binary_url(options),
             source: Box::new(source),
         })?;
         let label = format!("k3s {version} (release, sha256 {})", file.sha256.get(..12).unwrap_or_default());
-        Ok(K3sBinary { path: file.path, sha256: file.sha256, label, real: true, extra_packages: Vec::new() })
+        let (path, sha256) = (file.path, file.sha256);
+        Ok(K3sBinary { path, sha256, label, real: true, extra_packages: Vec::new(), airgap_images: None })
     }
+
+    /// As a plan names it: a release with where it would be fetched from.
+    #[must_use]
+    pub fn planned(&self, options: &Options) -> String {
+        let Self::Release(version) = self else { return self.to_string() };
+        match host_release(version) {
+            Ok(release) => format!("{self} from {}", release.binary_url(options)),
+            Err(_) => self.to_string(),
+        }
+    }
+}
+
+/// The release `version` for this host's guests.
+pub(crate) fn host_release(version: &str) -> Result<Release, K3sError> {
+    let arch = Arch::host().ok_or_else(|| ElfError::UnsupportedHost { arch: std::env::consts::ARCH.to_owned() })?;
+    Release::new(version, arch).ok_or_else(|| K3sError::Version { version: version.to_owned() })
 }
 
 fn check_and_hash(path: &Utf8Path) -> Result<String, K3sError> {

@@ -4,6 +4,7 @@
 //! node to node travels in a [`seed`]. [`guest`] holds the contract between an image and whoever boots it. This crate
 //! starts no process by itself: tools are run for it by a [`tool::ToolRunner`].
 
+pub mod airgap;
 mod build;
 pub mod contain;
 mod cpio;
@@ -29,10 +30,11 @@ mod tree;
 mod units;
 pub mod yaml;
 
+pub use airgap::AirgapImages;
 pub use build::BuildEvent;
 pub use error::Error;
 pub use k3s::{K3sBinary, K3sSource};
-pub use recipe::{GuestBinary, Recipe, Recipes};
+pub use recipe::{GuestBinary, GuestFile, Recipe, Recipes};
 pub use seed::SeedFile;
 pub use store::{Image, Store};
 pub use tool::{ToolCommand, ToolError, ToolExit, ToolRunner};

@@ -151,6 +151,7 @@ fn binaries_are_paired_with_their_places() {
         sha256: String::new(),
         label: String::new(),
         extra_packages: Vec::new(),
+        files: Vec::new(),
     };
     let k3s = [binary("k3s")];
     assert_eq!(recipe.place(&k3s).unwrap()[0].0, "/usr/local/bin/k3s");

@@ -13,12 +13,11 @@ use std::time::SystemTime;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use crate::airgap::GUEST_IMAGES_DIR;
 use crate::download::{Client, DownloadError, DownloadEvent, OnEvent, Options, Wanted, fetch, fetch_sums};
 use crate::elf::{self, Machine};
 use crate::lock;
-
-/// Where k3s looks for images to import before it asks a registry (k3s documentation, "Air-Gap Install").
-pub const GUEST_IMAGES_DIR: &str = "/var/lib/rancher/k3s/agent/images";
+use crate::recipe::GuestFile;
 
 /// More than any k3s binary has: in 2025 they have 75 MB.
 const MAX_BINARY_BYTES: u64 = 512 * 1024 * 1024;
@@ -134,6 +133,12 @@ impl Kind {
     }
 }
 
+impl From<ReleaseFile> for GuestFile {
+    fn from(file: ReleaseFile) -> Self {
+        Self { path: file.path, sha256: file.sha256, guest_path: file.guest_path, mode: 0o644 }
+    }
+}
+
 enum Found {
     Usable(ReleaseFile),
     Absent,
@@ -150,8 +155,22 @@ impl Release {
     /// The URL of its binary, as messages show it; as it is configured where it is no URL.
     #[must_use]
     pub fn binary_url(&self, options: &Options) -> String {
-        let url = options.url(&self.version, self.arch.binary());
-        url.map_or_else(|_| options.base_url.clone(), |url| crate::download::shown(&url))
+        self.shown_url(self.arch.binary(), options)
+    }
+
+    /// The URL of the tarball of its images, in the same way; of several kinds the one a release of today has.
+    #[must_use]
+    pub fn airgap_url(&self, options: &Options) -> String {
+        self.shown_url(&self.airgap_names()[0], options)
+    }
+
+    fn shown_url(&self, name: &str, options: &Options) -> String {
+        let url = options.url(&self.version, name);
+        url.map_or_else(|error| error.to_string(), |url| crate::download::shown(&url))
+    }
+
+    fn airgap_names(&self) -> [String; 2] {
+        ["tar.zst", "tar.gz"].map(|kind| format!("k3s-airgap-images-{}.{kind}", self.arch))
     }
 
     /// The k3s binary: from the cache below `cache`, or fetched into it.
@@ -178,8 +197,7 @@ impl Release {
         options: &Options,
         on_event: OnEvent<'_>,
     ) -> Result<ReleaseFile, DownloadError> {
-        let names = ["tar.zst", "tar.gz"].map(|kind| format!("k3s-airgap-images-{}.{kind}", self.arch));
-        self.ensure(cache, &names, Kind::Images, options, on_event).await
+        self.ensure(cache, &self.airgap_names(), Kind::Images, options, on_event).await
     }
 
     fn folder(&self, cache: &Utf8Path) -> Utf8PathBuf {

@@ -31,11 +31,19 @@ struct Tools {
     rootfs: AtomicU32,
     images: AtomicU32,
     hanging: Notify,
+    /// What was laid over the tree of the last image: path, mode, size.
+    laid: Mutex<Vec<(String, u32, u64)>>,
 }
 
 impl Tools {
     fn new(mood: Mood) -> Self {
-        Self { mood, rootfs: AtomicU32::new(0), images: AtomicU32::new(0), hanging: Notify::new() }
+        Self {
+            mood,
+            rootfs: AtomicU32::new(0),
+            images: AtomicU32::new(0),
+            hanging: Notify::new(),
+            laid: Mutex::default(),
+        }
     }
 
     fn runs(&self) -> (u32, u32) {
@@ -59,6 +67,7 @@ impl ToolRunner for Tools {
                 }
                 "image" => {
                     self.images.fetch_add(1, Ordering::SeqCst);
+                    *self.laid.lock().unwrap() = entries(&folder.join("overlay.tar"));
                     Some((folder.join("root.raw"), b"an ext4 file system".repeat(1000)))
                 }
                 _ => None,
@@ -83,6 +92,17 @@ impl ToolRunner for Tools {
             }
         })
     }
+}
+
+/// What a tar holds: path, mode, size.
+fn entries(tar: &Utf8Path) -> Vec<(String, u32, u64)> {
+    let mut tar = tar::Archive::new(std::fs::File::open(tar).unwrap());
+    let entries = tar.entries().unwrap().map(Result::unwrap);
+    let entry = |entry: tar::Entry<'_, _>| {
+        let header = entry.header();
+        (entry.path().unwrap().to_str().unwrap().to_owned(), header.mode().unwrap(), header.size().unwrap())
+    };
+    entries.map(entry).collect()
 }
 
 /// A tree with just what an image needs.
@@ -142,7 +162,8 @@ impl Bench {
         header.extend(salt.bytes());
         std::fs::write(&path, header).unwrap();
         let sha256 = images::fs::sha256_file(&path).unwrap();
-        GuestBinary { name: "k3s".to_owned(), path, sha256, label: format!("k3s{salt}"), extra_packages: Vec::new() }
+        let (name, label) = ("k3s".to_owned(), format!("k3s{salt}"));
+        GuestBinary { name, path, sha256, label, extra_packages: Vec::new(), files: Vec::new() }
     }
 
     async fn ensure(&self, tools: &Tools, salt: &str) -> Result<Image, Error> {
@@ -207,6 +228,38 @@ async fn another_binary_is_another_image_of_the_same_packages() {
     let listed = bench.store.list().unwrap();
     assert_eq!(listed.len(), 2);
     assert!(listed.iter().all(|info| info.fault.is_none() && info.disk_bytes > 0 && info.name == "tiny"), "{listed:?}");
+}
+
+#[tokio::test]
+async fn files_beside_a_binary_are_laid_into_the_image_and_part_of_its_key() {
+    let bench = Bench::new();
+    let tools = Tools::new(Mood::Fine);
+    let without = bench.ensure(&tools, "").await.unwrap();
+    let with = |content: &[u8]| {
+        let path = Utf8Path::from_path(bench.dir.path()).unwrap().join("images.tar.zst");
+        std::fs::write(&path, content).unwrap();
+        let sha256 = images::fs::sha256_file(&path).unwrap();
+        let guest_path = "/var/lib/rancher/k3s/agent/images/images.tar.zst".to_owned();
+        let file = images::GuestFile { path, sha256, guest_path, mode: 0o644 };
+        GuestBinary { files: vec![file], ..bench.k3s("") }
+    };
+    let ensure = async |binary: &GuestBinary| {
+        bench.store.ensure(&bench.recipe, std::slice::from_ref(binary), &tools, &|_| {}).await
+    };
+    let one = ensure(&with(b"images")).await.unwrap();
+    let expected = ("var/lib/rancher/k3s/agent/images/images.tar.zst".to_owned(), 0o644, 6);
+    assert!(tools.laid.lock().unwrap().contains(&expected), "{:?}", tools.laid);
+    let mut other = with(b"others");
+    let two = ensure(&other).await.unwrap();
+    assert!(without.id != one.id && one.id != two.id && two.id != without.id);
+    assert_eq!(tools.runs(), (1, 3), "the packages are the same");
+
+    // It changed after its digest was taken.
+    std::fs::write(&other.files[0].path, b"neither").unwrap();
+    other.label.push_str(" again");
+    other.files[0].guest_path.push_str(".tar");
+    let error = ensure(&other).await.unwrap_err().to_string();
+    assert!(error.contains("images.tar.zst") && error.contains("it changed during the build"), "{error}");
 }
 
 #[tokio::test]

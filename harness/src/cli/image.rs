@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use images::BuildEvent;
+use images::airgap::AirgapImages;
 use images::recipe::Recipes;
 use images::store::Store;
 use kvm::Supervisor;
 
+use crate::cli::k3s::{K3sArgs, Wanted};
 use crate::cli::signals::Signals;
 use crate::cli::{Global, base, k3s, print, runtime, usage};
 use crate::error::CommandError;
@@ -35,6 +37,8 @@ enum ImageCommand {
         /// The k3s to put into it: file:/path/to/k3s, release:VERSION or standin
         #[arg(long, value_name = "SOURCE")]
         k3s: images::k3s::K3sSource,
+        #[command(flatten)]
+        k3s_args: K3sArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -63,7 +67,12 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
     let store =
         Store::open(&folders.cache.join("images")).map_err(|error| store_error("opening the image store", &error))?;
     match args.command {
-        ImageCommand::Build { recipe, k3s, json } => build(&folders, &store, &recipe, &k3s, json),
+        ImageCommand::Build { recipe, k3s, k3s_args, json } => {
+            let options = k3s_args.options();
+            let airgap_images = k3s_args.airgap_images(&k3s, &AirgapImages::None)?;
+            let wanted = Wanted { source: &k3s, airgap_images: &airgap_images, options: &options };
+            build(&folders, &store, &recipe, &wanted, json)
+        }
         ImageCommand::List { json } => list(&store, json),
         ImageCommand::Verify => verify(&store),
         ImageCommand::Gc { unused_days } => gc(&store, unused_days),
@@ -74,17 +83,11 @@ fn store_error(context: &str, error: &images::Error) -> CommandError {
     CommandError::new(Blame::Environment, context, error)
 }
 
-fn build(
-    folders: &Folders,
-    store: &Store,
-    recipe: &str,
-    k3s: &images::k3s::K3sSource,
-    json: bool,
-) -> Result<u8, CommandError> {
+fn build(folders: &Folders, store: &Store, recipe: &str, wanted: &Wanted<'_>, json: bool) -> Result<u8, CommandError> {
     let recipe = Recipes::new(Some(base().join("images/recipes")))
         .load(recipe)
         .map_err(|error| usage("reading the recipe", &error))?;
-    let k3s = k3s::resolve(k3s, &folders.cache)?;
+    let k3s = k3s::resolve(wanted, &folders.cache)?;
     let image = runtime()?.block_on(async {
         let supervisor = Supervisor::new().map_err(|error| CommandError::new(Blame::Environment, "preparing to start processes", &error))?;
         let tools = OwnedTools::new(supervisor.clone());

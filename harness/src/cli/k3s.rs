@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
-use images::download::DownloadEvent;
+use images::airgap::AirgapImages;
+use images::download::{DownloadEvent, Options};
 use images::k3s::{K3sBinary, K3sError, K3sSource};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -16,17 +17,56 @@ use crate::exit::Blame;
 /// The shortest time between two lines about how far a download is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Finds the binary of `source`, or fetches it into `cache`. Nothing else has been started yet; SIGINT, SIGTERM and SIGHUP
+/// Where what k3s needs is fetched from, and what goes with it.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct K3sArgs {
+    /// What releases are fetched from: a mirror of k3s's releases, http or https [default: $HARNESS_K3S_BASE_URL, else
+    /// k3s's own]
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    k3s_base_url: Option<String>,
+    /// A tarball of images laid into every node for k3s to import: release, release:VERSION, file:/path/to/images.tar.zst
+    /// or none [default: the scenario's, else none]
+    #[arg(long, value_name = "SOURCE")]
+    airgap_images: Option<AirgapImages>,
+}
+
+fn base_url(text: &str) -> Result<String, String> {
+    Options::check_base_url(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+impl K3sArgs {
+    /// What is said here wins over the environment.
+    pub(super) fn options(&self) -> Options {
+        Options::from_env().with_base_url(self.k3s_base_url.as_deref())
+    }
+
+    /// The air-gap images for `k3s`: what is said here wins over `scenario`.
+    pub(super) fn airgap_images(&self, k3s: &K3sSource, scenario: &AirgapImages) -> Result<AirgapImages, CommandError> {
+        let chosen = self.airgap_images.as_ref().unwrap_or(scenario);
+        chosen.version(k3s).map_err(|error| command_error("choosing the air-gap images", &error))?;
+        Ok(chosen.clone())
+    }
+}
+
+/// A k3s and what goes with it.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) source: &'a K3sSource,
+    pub(super) airgap_images: &'a AirgapImages,
+    pub(super) options: &'a Options,
+}
+
+/// Finds the binary that is wanted, or fetches it into `cache`. Nothing else has been started yet; SIGINT, SIGTERM and SIGHUP
 /// end it at once.
-pub(super) fn resolve(source: &K3sSource, cache: &Utf8Path) -> Result<K3sBinary, CommandError> {
+pub(super) fn resolve(wanted: &Wanted<'_>, cache: &Utf8Path) -> Result<K3sBinary, CommandError> {
     let runtime = runtime()?;
-    let result = runtime.block_on(interruptible(source, cache));
+    let result = runtime.block_on(interruptible(wanted, cache));
     // A name that is still being looked up is left behind; waiting for it would hold up an interrupted command.
     runtime.shutdown_background();
     result
 }
 
-async fn interruptible(source: &K3sSource, cache: &Utf8Path) -> Result<K3sBinary, CommandError> {
+async fn interruptible(wanted: &Wanted<'_>, cache: &Utf8Path) -> Result<K3sBinary, CommandError> {
     let open =
         |kind| signal(kind).map_err(|error| CommandError::new(Blame::Environment, "listening for signals", &error));
     let (mut int, mut term, mut hup) =
@@ -34,8 +74,11 @@ async fn interruptible(source: &K3sSource, cache: &Utf8Path) -> Result<K3sBinary
     let lines = Lines::default();
     let told = |event| lines.tell(&event);
     let interrupted = |name: &str| Err(CommandError::plain(Blame::Interrupted, format!("interrupted by {name}")));
+    let Wanted { source, airgap_images, options } = wanted;
     tokio::select! {
-        found = source.resolve_in(cache, &told) => found.map_err(|error| command_error(source, &error)),
+        found = source.resolve_with(airgap_images, cache, options, &told) => {
+            found.map_err(|error| command_error(&format!("getting k3s from {source}"), &error))
+        }
         () = received(&mut int) => interrupted("SIGINT"),
         () = received(&mut term) => interrupted("SIGTERM"),
         () = received(&mut hup) => interrupted("SIGHUP"),
@@ -49,13 +92,13 @@ async fn received(signal: &mut Signal) {
     }
 }
 
-fn command_error(source: &K3sSource, error: &K3sError) -> CommandError {
+fn command_error(doing: &str, error: &K3sError) -> CommandError {
     let blame = match error {
-        K3sError::Syntax { .. } | K3sError::Version { .. } => Blame::Usage,
+        K3sError::Syntax { .. } | K3sError::Version { .. } | K3sError::AirgapNoRelease { .. } => Blame::Usage,
         K3sError::Interrupted => Blame::Interrupted,
         _ => Blame::Environment,
     };
-    let shown = CommandError::new(blame, format!("getting k3s from {source}"), error);
+    let shown = CommandError::new(blame, doing, error);
     match error.hint() {
         Some(hint) => shown.hint(hint),
         None => shown,

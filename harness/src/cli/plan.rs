@@ -2,6 +2,7 @@
 
 use kvm::{AccelChoice, Calibration};
 
+use crate::cli::k3s::K3sArgs;
 use crate::cli::{Global, base, print, runtime, usage};
 use crate::error::CommandError;
 use crate::exit::Blame;
@@ -20,6 +21,8 @@ pub(super) struct Args {
     /// The k3s to plan for, as for `run`
     #[arg(long, value_name = "SOURCE")]
     k3s: Option<images::k3s::K3sSource>,
+    #[command(flatten)]
+    k3s_args: K3sArgs,
     /// Acceleration to plan for; `auto` tries KVM and measures this host
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: AccelChoice,
@@ -29,12 +32,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(_global: &Global, args: Args) -> Result<u8, CommandError> {
-    let loaded = load(&args.scenario, &base()).map_err(|error| usage("reading the scenario", &error))?;
+    let mut loaded = load(&args.scenario, &base()).map_err(|error| usage("reading the scenario", &error))?;
     let source = args.k3s.unwrap_or_else(|| loaded.scenario.k3s.clone());
+    loaded.scenario.airgap_images = args.k3s_args.airgap_images(&source, &loaded.scenario.airgap_images)?;
     let calibration = calibration(args.accel, !args.no_measure)?;
     let inputs = Inputs {
         lab: "plan".to_owned(),
-        k3s: source.to_string(),
+        k3s: source.planned(&args.k3s_args.options()),
         host: kvm::host_facts(),
         calibration,
         paths: Paths::placeholders(),

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use kvm::{AccelChoice, Supervisor};
 use verdict::Classifier;
 
+use crate::cli::k3s::{K3sArgs, Wanted};
 use crate::cli::keep::{self, Closing, Keep, Leash};
 use crate::cli::signals::Signals;
 use crate::cli::{Global, base, k3s, print, runtime, signals, usage};
@@ -35,6 +36,8 @@ pub(super) struct Args {
     /// Where k3s comes from: file:/path/to/k3s, release:VERSION or standin [default: the scenario's]
     #[arg(long, value_name = "SOURCE")]
     k3s: Option<images::k3s::K3sSource>,
+    #[command(flatten)]
+    k3s_args: K3sArgs,
     /// How guests are run; `auto` tries whether KVM is usable and says what it found
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: AccelChoice,
@@ -70,13 +73,15 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
         return keep::relay();
     }
     // Everything that can be wrong with what was asked for is found before anything is made or started.
-    let loaded = load(&args.scenario, &base()).map_err(|error| usage("reading the scenario", &error))?;
+    let mut loaded = load(&args.scenario, &base()).map_err(|error| usage("reading the scenario", &error))?;
     let recipe = images::recipe::Recipes::new(Some(base().join("images/recipes")))
         .load(&loaded.scenario.image)
         .map_err(|error| usage("reading the recipe", &error))?;
     let source = args.k3s.clone().unwrap_or_else(|| loaded.scenario.k3s.clone());
+    loaded.scenario.airgap_images = args.k3s_args.airgap_images(&source, &loaded.scenario.airgap_images)?;
     let folders = global.folders()?;
-    let k3s = k3s::resolve(&source, &folders.cache)?;
+    let (airgap_images, options) = (&loaded.scenario.airgap_images, &args.k3s_args.options());
+    let k3s = k3s::resolve(&Wanted { source: &source, airgap_images, options }, &folders.cache)?;
     runtime()?.block_on(in_runtime(args, loaded, recipe, k3s, folders))
 }
 

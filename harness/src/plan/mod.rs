@@ -158,6 +158,7 @@ pub fn plan(scenario: &Scenario, profile: &Profile, inputs: &Inputs) -> Result<P
         description: scenario.description.clone(),
         profile: profile.name.clone(),
         k3s: inputs.k3s.clone(),
+        airgap_images: scenario.airgap_images.clone(),
         image: scenario.image.clone(),
         expect: scenario.expect.clone(),
         host: HostPlan {

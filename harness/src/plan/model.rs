@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use images::airgap::AirgapImages;
 use kvm::{Accel, Mac, SwitchSpec, VmSpec};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,9 @@ pub struct Plan {
     pub profile: String,
     /// Which k3s, as every output names it.
     pub k3s: String,
+    /// The tarball of images laid into every node for k3s to import.
+    #[serde(default, skip_serializing_if = "AirgapImages::is_none")]
+    pub airgap_images: AirgapImages,
     /// The recipe of the guest image.
     pub image: String,
     /// How the run is expected to end.

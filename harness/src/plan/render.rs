@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use images::airgap::GUEST_IMAGES_DIR;
 use kvm::PortSpec;
 
 use super::model::{GuestCheck, NodePlan, PhasePlan, PhaseScope, Plan};
@@ -29,6 +30,9 @@ impl Plan {
         page.blank();
         page.field("profile", &self.profile);
         page.field("k3s", &self.k3s);
+        if !self.airgap_images.is_none() {
+            page.field("air-gap images", &format!("{} in {GUEST_IMAGES_DIR}", self.airgap_images));
+        }
         page.field("image", &self.image);
         page.field("lab", &self.lab);
         let expect = match (self.expect.outcome, self.expect.phase) {

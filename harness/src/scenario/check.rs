@@ -39,6 +39,10 @@ pub(super) fn scenario(scenario: &Scenario, doc: Document<'_>) -> Result<(), Yam
     one_line(&scenario.description, &path!["description"], doc)?;
     label(&scenario.profile, &path!["profile"], doc)?;
     label(&scenario.image, &path!["image"], doc)?;
+    if let Err(error) = scenario.airgap_images.version(&scenario.k3s) {
+        let expected = "`release:VERSION`, `file:/path/to/images.tar.zst` or `none`";
+        return Err(doc.at(&path!["airgap_images"], error.to_string()).expected(expected));
+    }
     if !(1..=MAX_NODES).contains(&scenario.nodes.len()) {
         let message = format!("{} nodes", scenario.nodes.len());
         return Err(doc.at(&path!["nodes"], message).expected(format!("1 to {MAX_NODES}")));

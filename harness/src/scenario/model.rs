@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use images::airgap::AirgapImages;
 use images::k3s::K3sSource;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,6 +26,9 @@ pub struct Scenario {
     /// Where k3s comes from, unless `--k3s` says otherwise.
     #[serde(default = "default_k3s")]
     pub k3s: K3sSource,
+    /// The tarball of images that is laid into every node for k3s to import, where nodes have no registry to pull from.
+    #[serde(default, skip_serializing_if = "AirgapImages::is_none")]
+    pub airgap_images: AirgapImages,
     /// The recipe of the guest image.
     #[serde(default = "default_image")]
     pub image: String,

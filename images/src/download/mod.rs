@@ -83,6 +83,23 @@ impl Options {
         }
     }
 
+    /// The same with `base_url`, where one is given: what somebody says wins over the environment.
+    #[must_use]
+    pub fn with_base_url(mut self, base_url: Option<&str>) -> Self {
+        if let Some(url) = base_url {
+            url.clone_into(&mut self.base_url);
+        }
+        self
+    }
+
+    /// Whether files could be fetched from below `base_url`.
+    ///
+    /// # Errors
+    /// Where it is no http or https URL.
+    pub fn check_base_url(base_url: &str) -> Result<(), DownloadError> {
+        Self { base_url: base_url.to_owned(), ..Self::default() }.url("v0.0.0", "").map(drop)
+    }
+
     /// The URL of a release's file. The `+` of a version is escaped: servers read a bare one as a blank.
     pub(crate) fn url(&self, version: &str, name: &str) -> Result<Url, DownloadError> {
         // What comes before an @ may hold a password.

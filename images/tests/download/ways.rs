@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use images::K3sSource;
+use images::{AirgapImages, K3sSource};
 
 use super::*;
 
@@ -89,7 +89,7 @@ async fn a_release_that_cannot_be_had_names_its_url_and_both_ways_out() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let options = Options { base_url: format!("http://127.0.0.1:{port}/r"), ..Options::default() };
     let began = Instant::now();
-    let error = source.resolve_with(bench.cache(), &options, &|_| {}).await.unwrap_err();
+    let error = source.resolve_with(&AirgapImages::None, bench.cache(), &options, &|_| {}).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_secs(1), "nothing that is refused is tried again: {:?}", began.elapsed());
     let text = error.to_string();
     assert!(text.starts_with("k3s v9.9.9+k3s1 could not be had from http://127.0.0.1:"), "{text}");
@@ -117,8 +117,61 @@ async fn a_release_is_labelled_as_what_it_is() {
     })
     .await;
     let source: K3sSource = format!("release:{VERSION}").parse().unwrap();
-    let binary = source.resolve_with(bench.cache(), &options(&server.base()), &|_| {}).await.unwrap();
+    let binary =
+        source.resolve_with(&AirgapImages::None, bench.cache(), &options(&server.base()), &|_| {}).await.unwrap();
     assert_eq!(binary.label, format!("k3s v9.9.9+k3s1 (release, sha256 {})", &digest(&content)[..12]));
     assert!(binary.real && binary.extra_packages.is_empty());
     assert_eq!(binary.guest_binary().sha256, digest(&content));
+}
+
+#[tokio::test]
+async fn air_gap_images_come_with_the_release_or_say_what_to_do() {
+    let Some(arch) = Arch::host() else { return };
+    let bench = Bench::new();
+    let k3s = program(if arch == Arch::Amd64 { 62 } else { 183 }, 1_000);
+    let binary = if arch == Arch::Amd64 { "k3s" } else { "k3s-arm64" };
+    let tarball = format!("k3s-airgap-images-{arch}.tar.zst");
+    let list = sums(&[(binary, &k3s), (&tarball, b"images")]);
+    let there = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (served, names) = (there.clone(), (binary.to_owned(), tarball.clone()));
+    let server = Server::start(move |request, _| match request.path().rsplit('/').next().unwrap() {
+        name if name.ends_with(".txt") => Reply::ok(list.as_bytes()),
+        name if name == names.0 => Reply::ok(&k3s),
+        name if name == names.1 && served.load(std::sync::atomic::Ordering::SeqCst) => Reply::ok(b"images"),
+        _ => Reply::new("404 Not Found", &[], b""),
+    })
+    .await;
+    let options = options(&server.base());
+    let source: K3sSource = format!("release:{VERSION}").parse().unwrap();
+
+    let error = source.resolve_with(&AirgapImages::Release, bench.cache(), &options, &|_| {}).await.unwrap_err();
+    let url = format!("{}/v9.9.9%2Bk3s1/{tarball}", server.base());
+    assert_eq!(error.to_string(), format!("the air-gap images of k3s v9.9.9+k3s1 could not be had from {url}"));
+    let hint = error.hint().unwrap();
+    for part in [url.as_str(), "--airgap-images file:/path/to/it", "--airgap-images none", "--k3s-base-url"] {
+        assert!(hint.contains(part), "{part}: {hint}");
+    }
+
+    there.store(true, std::sync::atomic::Ordering::SeqCst);
+    let binary = source.resolve_with(&AirgapImages::Release, bench.cache(), &options, &|_| {}).await.unwrap();
+    let file = &binary.guest_binary().files[0];
+    assert_eq!(file.guest_path, format!("/var/lib/rancher/k3s/agent/images/{tarball}"));
+    assert_eq!((file.sha256.as_str(), file.mode), (digest(b"images").as_str(), 0o644));
+    assert!(file.path.starts_with(bench.cache()));
+    assert!(binary.label.ends_with(&format!(" with {tarball} (sha256 {})", &digest(b"images")[..12])), "{binary:?}");
+
+    // A file of one's own needs no server; nothing is fetched for what cannot be meant.
+    let own = bench.cache().join("own.tar");
+    std::fs::write(&own, b"own").unwrap();
+    let asked = server.asked(&tarball).len();
+    let binary = source.resolve_with(&AirgapImages::File(own), bench.cache(), &options, &|_| {}).await.unwrap();
+    let files = binary.guest_binary().files;
+    assert_eq!(files[0].guest_path, "/var/lib/rancher/k3s/agent/images/own.tar");
+    let missing = AirgapImages::File("/nonexistent/images.tar".into());
+    let error = source.resolve_with(&missing, bench.cache(), &options, &|_| {}).await.unwrap_err().to_string();
+    assert!(error.contains("could not read /nonexistent/images.tar"), "{error}");
+    let file: K3sSource = "file:/nonexistent/k3s".parse().unwrap();
+    let error = file.resolve_with(&AirgapImages::Release, bench.cache(), &options, &|_| {}).await.unwrap_err();
+    assert!(error.to_string().contains("file:/nonexistent/k3s is no release"), "{error}");
+    assert_eq!(server.asked(&tarball).len(), asked);
 }
