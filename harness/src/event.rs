@@ -128,6 +128,34 @@ pub enum EventKind {
         /// Exit status as systemd words it.
         detail: String,
     },
+    /// The evidence is sufficient: whatever waits ends now.
+    ///
+    /// From `printed_at` to the `at` of the next `phase-finished` that failed is what the end of a wait took.
+    FatalSign {
+        /// The node.
+        node: Option<String>,
+        /// The failure mode; none for a look-alike.
+        id: Option<String>,
+        /// Name of the mode or look-alike.
+        name: String,
+        /// The rule that holds.
+        rule: String,
+        /// When the last line it rests on was printed, on the host's clock.
+        printed_at: Option<Timestamp>,
+        /// That line.
+        line: String,
+    },
+    /// A guest's clock was measured against the host's.
+    ClockMeasured {
+        /// The node.
+        node: String,
+        /// The guest's clock minus the host's, microseconds.
+        offset_us: i64,
+        /// The offset is wrong by at most this much, microseconds.
+        uncertainty_us: u64,
+        /// When the guest's time since boot was zero, on the host's clock.
+        booted_at: Timestamp,
+    },
     /// QEMU or a switch reported something: STOP, RESET, GUEST_PANICKED, an exit.
     MachineEvent {
         /// The node or switch.

@@ -212,6 +212,7 @@ fn escape(value: &str) -> String {
 ///
 /// Choices that are not obvious from the data:
 /// - `q35` with the devices no node needs left out (`-nodefaults`, no USB, SMBus or SATA, no option ROMs): less to emulate and to probe.
+/// - `-msg timestamp=on` puts the host's time before what QEMU says on its standard error.
 /// - No `-no-reboot`: a guest that reboots shows as a RESET event and boots again, with its console appended to; with the option QEMU would end instead.
 /// - `-action panic=pause` with a `pvpanic` device: a panicked guest is held as it is, and GUEST_PANICKED tells.
 /// - `cache=unsafe` drops only the host's fsync: what the guest flushed is in the host's page cache and outlives QEMU's death, and lab disks need not outlive the host's.
@@ -220,6 +221,7 @@ pub fn argv(spec: &VmSpec) -> Vec<String> {
     let mut args = Args(vec![QEMU.to_owned()]);
     args.pair("-name", escape(&spec.name));
     args.0.extend(["-nodefaults", "-no-user-config"].map(String::from));
+    args.pair("-msg", "timestamp=on");
     args.pair("-display", "none");
     args.pair("-machine", "q35,usb=off,smbus=off,sata=off,vmport=off");
     let (accel, cpu) = match spec.accel {

@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::cli::Global;
 use crate::error::CommandError;
 use crate::exit::Blame;
-use crate::guest::{Guest, GuestError, SshTarget, StreamEnd, parse_private, parse_public};
+use crate::guest::{Guest, GuestError, NewsSink, SshTarget, StreamEnd, parse_private, parse_public};
 use crate::lab::inventory::{self, InventoryError, LivingLab, NodeEntry};
 use crate::record::Folders;
 
@@ -86,6 +86,7 @@ pub(super) async fn connect(lab: &LivingLab, node: &NodeEntry) -> Result<Guest, 
         host_key: parse_public(&node.host_key).map_err(|error| reaching(&error))?,
         identity: Arc::new(parse_private(&key).map_err(|error| reaching(&error))?),
         patience: lab.record.slowdown,
+        news: NewsSink::none(),
     };
     let limit = CONNECT_LIMIT.mul_f64(lab.record.slowdown.clamp(1.0, 6.0));
     Guest::connect(target, limit).await.map_err(|error| reaching(&error))

@@ -218,6 +218,9 @@ impl Session {
     fn tree(&mut self, name: &str, tree: &mut dyn Tree, nesting: Nesting) {
         let runs = run_folder::find(tree);
         let failed = runs.iter().any(|run| !run.passed());
+        for line in runs.iter().filter(|run| !failed || !run.passed()).flat_map(run_folder::Run::clocks_off) {
+            let _ = self.classifier.observe(&line);
+        }
         let passed = runs.iter().filter(|run| run.passed()).count();
         if failed && passed > 0 {
             self.note(format!("{name}: {passed} of {} runs passed and were not read", runs.len()));
@@ -242,7 +245,9 @@ impl Session {
                 self.note(format!("{label}: {} files were read; the rest was not", self.limits.files_max));
                 break;
             }
+            self.classifier.booted_at(runs.iter().find_map(|run| run.booted_at(&member.path)));
             let opened = tree.open(member, &mut |source| self.member(&label, source, nesting));
+            self.classifier.booted_at(None);
             if let Err(error) = opened {
                 self.note(format!("{label}: not read: {error}"));
             }

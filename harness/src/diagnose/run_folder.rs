@@ -1,19 +1,24 @@
 //! Run folders of ours: what the harness knew beyond the log lines (the failed phase, the host, restarts) is read from
 //! their JSON files and given to the classifier as context.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use verdict::{Context, Health, HostFacts, UnitRestarts, VmFacts};
+use verdict::{Context, Evidence, Health, HostFacts, UnitRestarts, VmFacts};
 
 use crate::diagnose::tree::{Member, Source, Tree};
+use crate::lab::evidence::GuestClock;
 
 /// Largest JSON document of a run that is read, bytes.
 const JSON_BYTES_MAX: u64 = 8 << 20;
 
 /// Most runs of one input that are told apart.
 const RUNS_MAX: usize = 256;
+/// Most nodes of one run whose clocks are read.
+const NODES_MAX: usize = 256;
 
 /// A run folder within a tree.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +29,8 @@ pub(super) struct Run {
     pub(super) id: String,
     /// What is known besides the lines.
     pub(super) context: Context,
+    /// Its nodes' clocks.
+    clocks: BTreeMap<String, GuestClock>,
     /// Whether it has no `verdict.json`: it was killed, or it still goes on.
     pub(super) unfinished: bool,
 }
@@ -120,7 +127,17 @@ fn read_run(tree: &mut dyn Tree, root: String) -> Option<Run> {
     let unfinished = report.is_none();
     let context = report.map(context).unwrap_or_default();
     let context = plan.map_or(context.clone(), |plan| with_plan(context, &plan));
-    Some(Run { root, id, context, unfinished })
+    let clocks = clocks(tree, &root);
+    Some(Run { root, id, context, clocks, unfinished })
+}
+
+/// What the clocks of the run's nodes say.
+fn clocks(tree: &mut dyn Tree, root: &str) -> BTreeMap<String, GuestClock> {
+    let nodes = format!("{root}nodes/");
+    let of_node = |path: &str| Some(path.strip_prefix(&nodes)?.strip_suffix("/clock.json")?.to_owned());
+    let found: Vec<_> = tree.members().iter().filter_map(|m| Some((of_node(&m.path)?, m.path.clone()))).collect();
+    let read = |(node, path): (String, String)| Some((node, document(tree, &path)?));
+    found.into_iter().take(NODES_MAX).filter_map(read).collect()
 }
 
 fn document<T: DeserializeOwned>(tree: &mut dyn Tree, path: &str) -> Option<T> {
@@ -183,6 +200,20 @@ impl Run {
         }
     }
 
+    /// When the node booted whose file this is.
+    pub(super) fn booted_at(&self, path: &str) -> Option<Timestamp> {
+        let (node, _) = path.strip_prefix(&self.root)?.strip_prefix("nodes/")?.split_once('/')?;
+        Some(self.clocks.get(node)?.booted_at)
+    }
+
+    /// What was said of clocks that were off.
+    pub(super) fn clocks_off(&self) -> impl Iterator<Item = Evidence> + '_ {
+        self.clocks.iter().filter_map(|(node, clock)| {
+            let text = clock.off(node)?;
+            Some(Evidence::new(Some(node), verdict::Source::harness(), Some(clock.measured_at), text))
+        })
+    }
+
     /// Whether it is known to have passed.
     pub(super) fn passed(&self) -> bool {
         self.context.health == Health::Passed
@@ -215,6 +246,12 @@ mod tests {
                 "nodes":[{"name":"server-1","vm":{"vcpus":4}}]}"#,
         )
         .unwrap();
+        fs::write(
+            run.join("nodes/server-1/clock.json"),
+            r#"{"schema_version":1,"measured_at":"2026-11-21T02:40:00Z","offset_us":-3600000000,"uncertainty_us":4000,
+                "booted_at":"2026-11-21T02:39:00Z"}"#,
+        )
+        .unwrap();
         fs::write(dir.path().join("runs/verdict.json"), r#"{"ok":true}"#).unwrap();
         let mut folder = Folder::list(dir.path(), &Limits::default(), &mut Vec::new()).unwrap();
         let found = find(&mut folder);
@@ -229,11 +266,20 @@ mod tests {
         let host = run.context.host.as_ref().unwrap();
         assert_eq!((host.cores, host.vcpus_asked), (Some(2), Some(8)));
         assert_eq!(run.context.vms[0].vcpus, 4);
+        let booted = run.booted_at("runs/r1/nodes/server-1/console.log").unwrap();
+        assert_eq!(booted.to_string(), "2026-11-21T02:39:00Z");
+        assert!(run.clocks_off().next().unwrap().text.contains("3600.0 s behind"));
+        assert_eq!(run.booted_at("runs/r1/nodes/server-2/console.log"), None);
+        assert_eq!(run.booted_at("runs/r1/vde.log"), None);
         let has_journal = |path: &str| path == "runs/r1/nodes/server-1/journal.log";
         for (path, want) in [
             ("runs/r1/nodes/server-1/journal.log", true),
             ("runs/r1/nodes/server-1/dmesg.log", false),
             ("runs/r1/nodes/server-2/dmesg.log", true),
+            ("runs/r1/nodes/server-1/qmp.log", true),
+            ("runs/r1/nodes/server-1/ssh.log", true),
+            ("runs/r1/nodes/server-1/clock.json", false),
+            ("runs/r1/vde.log", true),
             ("runs/r1/nodes/server-1/units.txt", false),
             ("runs/r1/events.ndjson", false),
             ("runs/r1/verdict.json", false),

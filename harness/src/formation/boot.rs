@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::{Context, Done};
-use crate::guest::{Guest, GuestError, KeyPair, SshTarget, fingerprint as fingerprint_of, generate_ed25519};
+use crate::guest::{Guest, GuestError, KeyPair, NewsSink, SshTarget, fingerprint as fingerprint_of, generate_ed25519};
 use crate::lab::evidence::EvidencePump;
 use crate::lab::inventory::{Inventory, InventoryError};
 use crate::lab::sampler::VcpuThreads;
@@ -140,14 +140,18 @@ pub(super) async fn boot(
                 let hint = Arc::new(Notify::new());
                 let console = node.vm.console_log.clone();
                 pump.follow_console(node.name.clone(), console, SEED_FAILED_MARK, Arc::clone(&hint));
+                pump.follow_qemu(node.name.clone(), node.vm.stderr_log.clone());
                 machines.push((node, vm, hint));
             }
             let note = format!("{} machines", machines.len());
             Ok(Done::new(machines, note))
         })
         .await?;
-    let mut booting: FuturesUnordered<_> =
-        machines.into_iter().map(|(node, vm, hint)| boot_one(cx, node, vm, hint, seeds, inventory)).collect();
+    let recorder = pump.recorder();
+    let mut booting: FuturesUnordered<_> = machines
+        .into_iter()
+        .map(|(node, vm, hint)| boot_one(cx, node, (vm, hint), seeds, inventory, recorder.ssh_news(&node.name)))
+        .collect();
     let mut failures = Vec::new();
     while let Some(booted) = booting.next().await {
         match booted {
@@ -186,10 +190,10 @@ async fn watch_vcpus(pump: &EvidencePump, node: &str, vm: &Vm) {
 async fn boot_one(
     cx: &Context,
     node: &NodePlan,
-    vm: Arc<Vm>,
-    hint: Arc<Notify>,
+    (vm, hint): (Arc<Vm>, Arc<Notify>),
     seeds: &Seeds,
     inventory: Option<&Inventory>,
+    news: NewsSink,
 ) -> Result<Guest, Failure> {
     cx.phase(Phase::Boot, Some(&node.name), "the guest to answer over SSH with its own host key", async {
         let port = vm.ssh_port().await.map_err(|error| {
@@ -208,6 +212,7 @@ async fn boot_one(
             host_key: seed.host_key.public().map_err(key_error)?,
             identity: Arc::new(seeds.client_key.private().map_err(key_error)?),
             patience: cx.slowdown,
+            news,
         };
         // The phase's own deadline ends the wait; this one only bounds it.
         let guest = Guest::connect_hinted(target, cx.deadline(Phase::Boot), &hint).await.map_err(|error| {

@@ -14,8 +14,9 @@ use crate::plan::Phase;
 use crate::record::private_file;
 use crate::redact::redact;
 
-/// File in the node's folder, and the command whose output it holds.
-const ALWAYS: [(&str, &str); 1] = [("dmesg.log", "dmesg --time-format iso 2>/dev/null || dmesg")];
+/// File in the node's folder, and the command whose output it holds. The kernel counts from boot, which `clock.json` places
+/// on the host's clock; its own idea of the time of day may be wrong.
+const ALWAYS: [(&str, &str); 1] = [("dmesg.log", "dmesg")];
 
 /// What is fetched besides where a run failed.
 const ON_FAILURE: [(&str, &str); 6] = [

@@ -72,9 +72,10 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
         ingredients;
     let tools = OwnedTools::new(supervisor.clone());
     let mut cx = Context::new(plan, sink.clone(), guard, record);
-    let mut lab = Lab::new(supervisor.clone(), bell.clone(), sink.clone());
-    let sampler = HostSampler::new(&cx.record.path().join("host.ndjson"));
-    let mut pump = EvidencePump::new(classifier, sampler, bell, sink);
+    let sampler = HostSampler::new(&cx.record.path().join("host.ndjson"), sink.clone());
+    let mut pump = EvidencePump::new(classifier, sampler, bell.clone(), sink.clone(), cx.record.clone());
+    let recorder = pump.recorder();
+    let mut lab = Lab::new(supervisor.clone(), bell, sink, recorder.clone());
     let mut guests = BTreeMap::new();
 
     let mut formed = prepare(&mut cx, &tools, &recipe, &k3s, &folders, &dirs, &admission).await;
@@ -92,6 +93,7 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     if failure.as_ref().is_some_and(|failure| failure.blame == Blame::Interrupted) {
         cx.skip(Phase::Collect, "interrupted");
     } else {
+        recorder.measure_clocks();
         collect::collect(&cx, &guests, failure.is_some()).await;
     }
     let (classifier, restarts, host) = pump.finish().await;

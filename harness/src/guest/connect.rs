@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::GuestError;
 use super::keys::fingerprint;
+use super::news::{AttemptClass, Attempts, SshNews};
 use super::ssh::{Connection, SshTarget};
 
 /// Time between two connections while the guest has not been heard of.
@@ -195,6 +196,14 @@ pub(super) async fn once(target: &SshTarget, limit: Duration) -> Result<Connecti
         .unwrap_or_else(|_| Err(unreachable("handshake did not end".into())))
 }
 
+fn class_of(failure: &NoBanner) -> AttemptClass {
+    match failure {
+        NoBanner::Local(_) => AttemptClass::PortClosed,
+        NoBanner::Ended { .. } => AttemptClass::EndedBeforeBanner,
+        NoBanner::Silent => AttemptClass::Silent,
+    }
+}
+
 fn describe(failure: &NoBanner) -> String {
     match failure {
         NoBanner::Local(e) => e.to_string(),
@@ -210,6 +219,7 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
     let started = Instant::now();
     let pace = target.patience.clamp(1.0, 4.0);
     let mut waiting = FuturesUnordered::new();
+    let mut failed = Attempts::new(&target.news);
     let mut attempts = 0_u32;
     let mut heard = false;
     let mut last = "no banner".to_owned();
@@ -241,17 +251,24 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
                     let limit = end.min(Instant::now() + target.scaled(HANDSHAKE_LIMIT));
                     match timeout_at(limit, handshake(target, stream)).await {
                         Ok(Ok(connection)) => {
-                            tracing::debug!(node = %target.node, attempts, waited_ms = started.elapsed().as_millis() as u64, "ssh connected");
+                            drop(failed);
+                            target.news.tell(SshNews::Connected { after: started.elapsed(), attempts });
                             return Ok(connection);
                         }
-                        Ok(Err(e)) if e.is_permanent() => return Err(e),
+                        Ok(Err(e)) if e.is_permanent() => {
+                            drop(failed);
+                            target.news.tell(SshNews::Refused { reason: e.to_string() });
+                            return Err(e);
+                        }
                         Ok(Err(e)) => last = e.to_string(),
                         Err(_) => last = "handshake did not end".into(),
                     }
+                    failed.failed(AttemptClass::Handshake, &last);
                     next = Instant::now() + HANDSHAKE_PAUSE;
                 }
                 Err(failure) => {
                     last = describe(&failure);
+                    failed.failed(class_of(&failure), &last);
                     match failure {
                         NoBanner::Ended { age, .. } if age < REFUSAL_AGE_MAX => {
                             heard = true;

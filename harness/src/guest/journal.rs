@@ -2,7 +2,7 @@
 //!
 //! Field names, message ids and JSON form are those of systemd: `systemd.journal-fields(7)`,
 //! `sd-messages.h` / `systemd.catalog`, `journalctl(1)` (`-o json`: text fields are strings, fields that
-//! are not UTF-8 arrays of bytes, fields over 4096 bytes null, fields set more than once arrays of these).
+//! are not UTF-8 arrays of bytes, fields over 4096 bytes null but for `--all`, fields set more than once arrays of these).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,12 +13,17 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
 
 use super::error::GuestError;
+use super::news::SshNews;
 use super::quote::quote;
 use super::ssh::Guest;
 use super::stream::{Lines, Source, Step, StreamEnd};
 
 /// Entries waiting for a reader.
-const QUEUE_ENTRIES: usize = 4_096;
+const QUEUE_ENTRIES: usize = 1_024;
+/// The longest line of journalctl that is read: six bytes of JSON for one of a message at worst, and some.
+const LINE_MAX_BYTES: usize = 1024 * 1024;
+/// The longest message that is kept; with the queue, this bounds the memory of a node's journal.
+pub(super) const MESSAGE_MAX_BYTES: usize = 16 * 1024;
 /// How long a full queue is waited for before the journal is closed and, later, taken up at its cursor.
 const FULL_WAIT: Duration = Duration::from_millis(200);
 /// Pause before the journal is opened again: doubled up to the maximum, reset by an entry.
@@ -65,10 +70,10 @@ pub struct JournalEntry {
     pub priority: Option<u8>,
     /// `MESSAGE_ID`, 32 hex digits: see [`message_id`].
     pub message_id: Option<String>,
-    /// The text, with replacement characters where it is not UTF-8; empty when it was over 4096 bytes.
+    /// The text, with replacement characters where it is not UTF-8; at most 16 KiB of it.
     pub message: String,
-    /// Whether the text was too long for journalctl's JSON and is missing.
-    pub message_oversize: bool,
+    /// Whether the text was longer, or missing for its length.
+    pub message_cut: bool,
     /// `exited`, `killed` or `dumped`, of a process of the unit.
     pub exit_code: Option<String>,
     /// Exit status or signal, of a process of the unit. systemd writes a number, or a name for a signal.
@@ -92,6 +97,13 @@ impl JournalEntry {
         let number = |name: &str| field(name).and_then(|t| t.parse::<u64>().ok());
         let cursor = field("__CURSOR").ok_or("no __CURSOR")?;
         let realtime_us = number("__REALTIME_TIMESTAMP").ok_or("no __REALTIME_TIMESTAMP")?;
+        let mut message = field("MESSAGE").unwrap_or_default();
+        let mut message_cut = fields.get("MESSAGE").is_some_and(Value::is_null);
+        if message.len() > MESSAGE_MAX_BYTES {
+            let end = (0..=MESSAGE_MAX_BYTES).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+            message.truncate(end);
+            message_cut = true;
+        }
         Ok(JournalEntry {
             realtime_us,
             monotonic_us: number("__MONOTONIC_TIMESTAMP").unwrap_or_default(),
@@ -100,14 +112,31 @@ impl JournalEntry {
             pid: number("_PID").and_then(|n| u32::try_from(n).ok()),
             priority: number("PRIORITY").and_then(|n| u8::try_from(n).ok()),
             message_id: field("MESSAGE_ID"),
-            message: field("MESSAGE").unwrap_or_default(),
-            message_oversize: fields.get("MESSAGE").is_some_and(Value::is_null),
+            message,
+            message_cut,
             exit_code: field("EXIT_CODE"),
             exit_status: field("EXIT_STATUS"),
             restarts: number("N_RESTARTS").and_then(|n| u32::try_from(n).ok()),
             job_result: field("JOB_RESULT"),
             transport: field("_TRANSPORT"),
             cursor,
+        })
+    }
+
+    /// What is left of an entry whose line was too long to be read: where and when it was.
+    fn of_cut_line(line: &[u8]) -> Option<JournalEntry> {
+        let head = String::from_utf8_lossy(line);
+        let value = |name: &str| {
+            let rest = head.split_once(&format!("\"{name}\":\""))?.1;
+            rest.split_once('"').map(|(value, _)| value.to_owned())
+        };
+        let number = |name: &str| value(name).and_then(|text| text.parse::<u64>().ok());
+        Some(JournalEntry {
+            cursor: value("__CURSOR")?,
+            realtime_us: number("__REALTIME_TIMESTAMP")?,
+            monotonic_us: number("__MONOTONIC_TIMESTAMP").unwrap_or_default(),
+            message_cut: true,
+            ..JournalEntry::default()
         })
     }
 
@@ -212,6 +241,7 @@ impl Drop for Journal {
 async fn follow(guest: Guest, program: String, sender: mpsc::Sender<JournalEntry>, counters: Arc<Counters>) {
     let mut cursor: Option<String> = None;
     let mut pause = REOPEN_PAUSE_MIN;
+    let interrupted = |reason: String| guest.target().news.tell(SshNews::JournalInterrupted { reason });
     while !sender.is_closed() {
         let before = cursor.clone();
         let ended = follow_once(&guest, &program, &sender, &counters, &mut cursor).await;
@@ -224,12 +254,12 @@ async fn follow(guest: Guest, program: String, sender: mpsc::Sender<JournalEntry
                 }
                 continue;
             }
-            Ok(Ended::Channel(end)) => tracing::debug!(node = guest.node(), ?end, "journal interrupted"),
+            Ok(Ended::Channel(end)) => interrupted(end.to_string()),
             Err(e) if e.is_permanent() => {
-                tracing::debug!(node = guest.node(), error = %e, "journal ended");
+                interrupted(format!("for good: {e}"));
                 return;
             }
-            Err(e) => tracing::debug!(node = guest.node(), error = %e, "journal not opened"),
+            Err(e) => interrupted(e.to_string()),
         }
         pause = if cursor == before { (pause * 2).min(REOPEN_PAUSE_MAX) } else { REOPEN_PAUSE_MIN };
         tokio::time::sleep(pause).await;
@@ -244,8 +274,10 @@ enum Ended {
 
 /// The command that continues after `cursor`. A whole journal, not the last ten lines, is what `-f` shows with `--lines=all`.
 fn command(program: &str, cursor: Option<&str>) -> String {
-    let mut command =
-        format!("exec {program} --quiet --no-pager --boot --follow --lines=all --output=json --output-fields={FIELDS}");
+    // Without --all, fields of more than 4096 bytes are left out.
+    let mut command = format!(
+        "exec {program} --quiet --no-pager --boot --follow --lines=all --all --output=json --output-fields={FIELDS}"
+    );
     if let Some(cursor) = cursor {
         command.push_str(" --after-cursor=");
         command.push_str(&quote(cursor));
@@ -262,7 +294,7 @@ async fn follow_once(
 ) -> Result<Ended, GuestError> {
     let session = guest.start_within_limit(&command(program, cursor.as_deref())).await?;
     counters.opened.fetch_add(1, Ordering::Relaxed);
-    let mut lines = Lines::new(session);
+    let mut lines = Lines::with_limit(session, LINE_MAX_BYTES);
     loop {
         let (bytes, cut) = match lines.next().await {
             // Half an entry, with the connection lost in its middle: it comes again, whole.
@@ -277,11 +309,14 @@ async fn follow_once(
         let entry = match JournalEntry::parse(&bytes) {
             Ok(entry) if cursor.as_deref() == Some(entry.cursor.as_str()) => continue,
             Ok(entry) => entry,
-            Err(reason) => {
-                counters.malformed.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(node = guest.node(), reason, cut, "journal line left out");
-                continue;
-            }
+            Err(reason) => match JournalEntry::of_cut_line(&bytes).filter(|_| cut) {
+                Some(entry) => entry,
+                None => {
+                    counters.malformed.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(node = guest.node(), reason, cut, "journal line left out");
+                    continue;
+                }
+            },
         };
         let place = entry.cursor.clone();
         match sender.send_timeout(entry, FULL_WAIT).await {
@@ -325,7 +360,10 @@ mod tests {
         assert_eq!(with(r#"["first","second"]"#).message, "first");
         assert_eq!(with("[[104,105],[1]]").message, "hi");
         let long = with("null");
-        assert!(long.message.is_empty() && long.message_oversize);
+        assert!(long.message.is_empty() && long.message_cut);
+        let cut = with(&format!("\"{}\"", "ä".repeat(MESSAGE_MAX_BYTES)));
+        assert!(cut.message_cut && cut.message.len() == MESSAGE_MAX_BYTES, "{}", cut.message.len());
+        assert!(!with(&format!("\"{}\"", "x".repeat(MESSAGE_MAX_BYTES))).message_cut);
         assert_eq!(with(r#""x""#).unit.as_deref(), Some("a.service"));
         assert_eq!(with("[]").message, "");
     }

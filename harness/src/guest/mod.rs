@@ -9,18 +9,22 @@
 //! | `stream` | a long-running command, line by line |
 //! | `pipe` | a command whose streams are the caller's |
 //! | `journal` | the journal followed without loss or repetition |
+//! | `clock` | the guest's clock against the host's |
+//! | `news` | what becomes of the connection, for whoever keeps evidence |
 //! | `forward` | a local TCP port that ends in the guest |
 //! | `quote` | words made safe for the guest's shell |
 //!
 //! Architecture invariant: nothing here knows about machines, images, plans or k3s. It takes an address
 //! and keys, and answers with bytes.
 
+mod clock;
 mod connect;
 mod error;
 mod exec;
 mod forward;
 mod journal;
 mod keys;
+mod news;
 mod pipe;
 mod quote;
 mod ssh;
@@ -33,11 +37,13 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use clock::ClockReading;
 pub use error::GuestError;
 pub use exec::ExecOutput;
 pub use forward::Forward;
 pub use journal::{Journal, JournalEntry, message_id};
 pub use keys::{KeyPair, fingerprint, generate_ed25519, parse_private, parse_public};
+pub use news::{AttemptClass, NewsSink, SshNews};
 pub use quote::quote;
 pub use ssh::{Guest, GuestStream, SshTarget};
 pub use stream::{LineStream, Source, StreamEnd, StreamItem};

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::connect::{self, Pinned};
 use super::error::GuestError;
+use super::news::{NewsSink, SshNews};
 
 /// Session channels in use at one time. sshd's default `MaxSessions` is 10; one more is kept in reserve, one
 /// may be killing, and sshd counts a closed one until it has gone through what it has read.
@@ -52,6 +53,8 @@ pub struct SshTarget {
     /// How much slower than under hardware virtualization the guest may be (1.0 = not at all). Scales
     /// keepalive, handshake and channel times, not the deadlines that callers give.
     pub patience: f64,
+    /// Told of every failure on the way to the guest.
+    pub news: NewsSink,
 }
 
 impl SshTarget {
@@ -390,7 +393,7 @@ impl Guest {
             return Ok(Arc::clone(connection));
         }
         if let Some(dead) = current.take() {
-            tracing::debug!(node = self.node(), reason = dead.ended(), "ssh connection lost, connecting again");
+            self.inner.target.news.tell(SshNews::Lost { reason: dead.ended() });
         }
         let connection = Arc::new(connect::until(&self.inner.target, end, None).await?);
         self.inner.connections.fetch_add(1, Ordering::Relaxed);
@@ -419,6 +422,8 @@ impl Guest {
             match receiver.await {
                 Ok(Ok(channel)) => return Ok((connection, channel)),
                 Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
+                    let news = SshNews::ChannelRefused { what: what.to_owned(), reason: format!("{why:?}") };
+                    self.inner.target.news.tell(news);
                     return Err(GuestError::ChannelRefused {
                         node: self.node().to_owned(),
                         what: what.to_owned(),

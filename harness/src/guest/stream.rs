@@ -65,6 +65,17 @@ pub enum StreamEnd {
     },
 }
 
+impl std::fmt::Display for StreamEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited { status: Some(status), .. } => write!(f, "exited {status}"),
+            Self::Exited { signal: Some(signal), .. } => write!(f, "killed by signal {signal}"),
+            Self::Exited { .. } => f.write_str("ended without a status"),
+            Self::Lost { reason } => write!(f, "connection lost: {reason}"),
+        }
+    }
+}
+
 /// The lines of a running command. Dropping it closes the channel and kills the command.
 #[derive(Debug)]
 pub struct LineStream {
@@ -191,10 +202,15 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(session: Session) -> Self {
+        Self::with_limit(session, LINE_MAX_BYTES)
+    }
+
+    /// As [`Lines::new`], with lines kept whole up to another length.
+    pub(super) fn with_limit(session: Session, line_max_bytes: usize) -> Self {
         Lines {
             session: Some(session),
-            stdout: Splitter::default(),
-            stderr: Splitter::default(),
+            stdout: Splitter::new(line_max_bytes),
+            stderr: Splitter::new(LINE_MAX_BYTES),
             pending: (Source::Stdout, Bytes::new()),
             status: None,
             signal: None,
@@ -253,18 +269,22 @@ impl Lines {
 }
 
 /// Cuts a byte stream into lines of bounded length.
-#[derive(Default)]
 struct Splitter {
     line: Vec<u8>,
     cut: bool,
+    max_bytes: usize,
 }
 
 impl Splitter {
+    fn new(max_bytes: usize) -> Self {
+        Splitter { line: Vec::new(), cut: false, max_bytes }
+    }
+
     /// The next whole line of `data`, which moves forward; `None` when it is used up.
     fn take(&mut self, data: &mut Bytes) -> Option<(Vec<u8>, bool)> {
         let newline = data.iter().position(|b| *b == b'\n');
         let piece = data.split_to(newline.unwrap_or(data.len()));
-        let room = LINE_MAX_BYTES.saturating_sub(self.line.len());
+        let room = self.max_bytes.saturating_sub(self.line.len());
         self.line.extend_from_slice(&piece[..piece.len().min(room)]);
         self.cut |= piece.len() > room;
         if newline.is_some() {
@@ -285,7 +305,7 @@ mod tests {
     use super::*;
 
     fn lines(chunks: &[&[u8]]) -> Vec<(Vec<u8>, bool)> {
-        let mut splitter = Splitter::default();
+        let mut splitter = Splitter::new(LINE_MAX_BYTES);
         let mut found = Vec::new();
         for chunk in chunks {
             let mut data = Bytes::copy_from_slice(chunk);

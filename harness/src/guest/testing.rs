@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Guest, GuestError, KeyPair, SshTarget, generate_ed25519};
+use super::{Guest, GuestError, KeyPair, NewsSink, SshTarget, generate_ed25519};
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -148,6 +148,7 @@ impl Sshd {
             host_key: self.host.public().unwrap(),
             identity: Arc::new(self.identity.private().unwrap()),
             patience: 1.0,
+            news: NewsSink::none(),
         }
     }
 

@@ -9,6 +9,7 @@ mod runner;
 pub mod sampler;
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 
 pub use alarm::{Alarm, AlarmBell, Guard};
 pub use dirs::LabDirs;
+pub use evidence::{Recorder, Stream};
 pub use runner::OwnedTools;
 
 use crate::event::{EventKind, EventSink};
@@ -27,12 +29,15 @@ use crate::failure::Failure;
 
 /// How long QEMU and the switches may take to end when asked to.
 const GRACE: Duration = Duration::from_secs(3);
+/// How often it is looked whether a switch has said something: a copy in memory.
+const LISTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// The machines of a run. Ended by [`Lab::teardown`].
 pub struct Lab {
     supervisor: Supervisor,
     bell: AlarmBell,
     sink: EventSink,
+    recorder: Recorder,
     switches: Vec<Arc<Switch>>,
     links: Vec<Arc<Link>>,
     vms: BTreeMap<String, Arc<Vm>>,
@@ -42,11 +47,12 @@ pub struct Lab {
 impl Lab {
     /// A lab with nothing in it.
     #[must_use]
-    pub fn new(supervisor: Supervisor, bell: AlarmBell, sink: EventSink) -> Self {
+    pub fn new(supervisor: Supervisor, bell: AlarmBell, sink: EventSink, recorder: Recorder) -> Self {
         Self {
             supervisor,
             bell,
             sink,
+            recorder,
             switches: Vec::new(),
             links: Vec::new(),
             vms: BTreeMap::new(),
@@ -64,9 +70,10 @@ impl Lab {
             .await
             .map_err(|error| Failure::from_error(Blame::Environment, format!("starting switch {name}"), &error))?;
         let switch = Arc::new(switch);
-        let (bell, watched) = (self.bell.clone(), Arc::clone(&switch));
+        let (bell, recorder, watched) = (self.bell.clone(), self.recorder.clone(), Arc::clone(&switch));
         self.watchers.spawn(async move {
-            let exit = watched.died().await;
+            let exit = listen(&recorder, watched.name(), || watched.output_tail(), watched.died()).await;
+            recorder.note(&Stream::vde(), "end", &format!("switch {}: vde_switch {}", exit.name, exit.exit));
             bell.ring(Alarm::Machine {
                 machine: format!("switch {}", exit.name),
                 is_node: false,
@@ -91,9 +98,10 @@ impl Lab {
             .await
             .map_err(|error| Failure::from_error(Blame::Environment, "joining the switches", &error))?;
         let link = Arc::new(link);
-        let (bell, watched) = (self.bell.clone(), Arc::clone(&link));
+        let (bell, recorder, watched) = (self.bell.clone(), self.recorder.clone(), Arc::clone(&link));
         self.watchers.spawn(async move {
-            let exit = watched.died().await;
+            let exit = listen(&recorder, watched.name(), || watched.output_tail(), watched.died()).await;
+            recorder.note(&Stream::vde(), "end", &format!("link {}: vde_plug {}", exit.name, exit.exit));
             bell.ring(Alarm::Machine {
                 machine: format!("link {}", exit.name),
                 is_node: false,
@@ -117,7 +125,13 @@ impl Lab {
         })?;
         let vm = Arc::new(vm);
         let events = vm.events();
-        self.watchers.spawn(watch_vm(Arc::clone(&vm), events, self.bell.clone(), self.sink.clone()));
+        self.watchers.spawn(watch_vm(
+            Arc::clone(&vm),
+            events,
+            self.bell.clone(),
+            self.sink.clone(),
+            self.recorder.clone(),
+        ));
         self.vms.insert(name, Arc::clone(&vm));
         Ok(vm)
     }
@@ -156,14 +170,46 @@ impl Lab {
     }
 }
 
+/// Records what a switch or link says until it ends. It says next to nothing, and where it does, somebody will want to know.
+async fn listen<T>(recorder: &Recorder, name: &str, output: impl Fn() -> String, died: impl Future<Output = T>) -> T {
+    let mut tick = tokio::time::interval(LISTEN_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut heard = String::new();
+    tokio::pin!(died);
+    loop {
+        let ended = tokio::select! {
+            exit = &mut died => Some(exit),
+            _ = tick.tick() => None,
+        };
+        let output = output();
+        // The tail forgets its beginning; what stands before the first known byte was told already.
+        let new = output.strip_prefix(heard.as_str()).unwrap_or(&output);
+        // A line that is not whole yet is told when it is, or at the end.
+        let whole = if ended.is_some() { new.len() } else { new.rfind('\n').map_or(0, |end| end + 1) };
+        for line in new[..whole].lines().filter(|line| !line.trim().is_empty()) {
+            recorder.note(&Stream::vde(), name, &format!("{name}: {line}"));
+        }
+        heard = output[..output.len() - (new.len() - whole)].to_owned();
+        if let Some(exit) = ended {
+            return exit;
+        }
+    }
+}
+
 /// Turns what QEMU reports into events, and what no run survives into the alarm.
 async fn watch_vm(
     vm: Arc<Vm>,
     mut events: tokio::sync::broadcast::Receiver<VmEvent>,
     bell: AlarmBell,
     sink: EventSink,
+    recorder: Recorder,
 ) {
     let machine = vm.name().to_owned();
+    let stream = Stream::qmp(&machine);
+    let record = |event: &VmEvent| {
+        let (name, line) = qmp_line(event);
+        recorder.note(&stream, &name, &line);
+    };
     let say = |message: String| sink.emit(EventKind::MachineEvent { machine: machine.clone(), message });
     let ring = |what: &str, tail: String, blame: Blame| {
         bell.ring(Alarm::Machine { machine: machine.clone(), is_node: true, what: what.to_owned(), tail, blame });
@@ -174,12 +220,14 @@ async fn watch_vm(
             event = events.recv() => event,
             exit = vm.died() => Ok(VmEvent::Exited(exit)),
         };
+        let seen = event.as_ref().ok().cloned();
         match event {
             Ok(VmEvent::Exited(exit)) => {
                 let what = format!("QEMU {}", exit.exit);
                 say(what.clone());
                 // QEMU that ends by itself, or by somebody's hand, is never k3s's doing.
-                ring(&what, exit.stderr_tail, Blame::Environment);
+                ring(&what, exit.stderr_tail.clone(), Blame::Environment);
+                record(&VmEvent::Exited(exit));
                 return;
             }
             Ok(VmEvent::GuestPanicked { detail }) => {
@@ -198,19 +246,46 @@ async fn watch_vm(
                 say(format!("ended or reset from outside ({reason})"));
             }
             Ok(VmEvent::Stop) => say("STOP: its vCPUs are stopped".to_owned()),
-            Ok(VmEvent::Resume) => say("RESUME: its vCPUs run again".to_owned()),
+            Ok(VmEvent::Resume) => {
+                say("RESUME: its vCPUs run again".to_owned());
+                // The guest's clocks stood still meanwhile.
+                recorder.measure_clocks();
+            }
             // QEMU stops a guest whose disk it cannot write (QAPI: BLOCK_IO_ERROR, action "stop").
             Ok(VmEvent::Other { name, data }) if name == "BLOCK_IO_ERROR" && data["action"] == "stop" => {
                 say("BLOCK_IO_ERROR: its disk could not be written and its vCPUs are stopped".to_owned());
                 ring("its disk could not be written (is the host's disk full?)", data.to_string(), Blame::Environment);
             }
-            Ok(VmEvent::Other { name, .. }) => tracing::debug!(machine, name, "QMP event"),
-            Err(RecvError::Lagged(lost)) => tracing::warn!(machine, lost, "QMP events were lost"),
+            Ok(VmEvent::Other { .. }) => {}
+            Err(RecvError::Lagged(lost)) => {
+                sink.warn(format!("{machine}: {lost} events of QEMU came too fast and were lost"))
+            }
             Err(RecvError::Closed) => {
                 let exit = vm.died().await;
                 ring(&format!("QEMU {}", exit.exit), exit.stderr_tail, Blame::Environment);
                 return;
             }
         }
+        // After the alarm, which says it in words of its own.
+        if let Some(event) = &seen {
+            record(event);
+        }
     }
+}
+
+/// QEMU's name for an event, and the event as a line.
+fn qmp_line(event: &VmEvent) -> (String, String) {
+    let cause = |guest: &bool, reason: &str| serde_json::json!({ "guest": guest, "reason": reason });
+    let (name, data) = match event {
+        VmEvent::Stop => ("STOP", serde_json::Value::Null),
+        VmEvent::Resume => ("RESUME", serde_json::Value::Null),
+        VmEvent::Shutdown { guest, reason } => ("SHUTDOWN", cause(guest, reason)),
+        VmEvent::Reset { guest, reason } => ("RESET", cause(guest, reason)),
+        VmEvent::GuestPanicked { detail } => ("GUEST_PANICKED", detail.clone()),
+        VmEvent::Other { name, data } => (name.as_str(), data.clone()),
+        // Its last words are in its standard error.
+        VmEvent::Exited(exit) => return ("exit".to_owned(), format!("QEMU {}", exit.exit)),
+    };
+    let data = if data.is_null() { String::new() } else { format!(" {data}") };
+    (name.to_owned(), format!("QMP {name}{data}"))
 }

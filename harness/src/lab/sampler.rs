@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use verdict::VmFacts;
 
+use crate::event::EventSink;
 use crate::record::private_file;
 
 /// A VM's vCPU threads on the host.
@@ -72,6 +73,7 @@ pub struct HostSeen {
 /// Samples the host and keeps what matters. Bounded: a line per second goes to the file, extremes stay in memory.
 pub struct HostSampler {
     out: Option<io::BufWriter<fs::File>>,
+    sink: EventSink,
     watched: Vec<Watched>,
     seen: HostSeen,
 }
@@ -79,15 +81,15 @@ pub struct HostSampler {
 impl HostSampler {
     /// A sampler that writes to `path`; where that cannot be written, it still keeps the extremes.
     #[must_use]
-    pub fn new(path: &Utf8Path) -> Self {
+    pub fn new(path: &Utf8Path, sink: EventSink) -> Self {
         let out = match private_file(path) {
             Ok(file) => Some(io::BufWriter::new(file)),
             Err(error) => {
-                tracing::warn!(%error, %path, "samples of the host are not kept");
+                sink.warn(format!("samples of the host are not kept in {path}: {error}"));
                 None
             }
         };
-        Self { out, watched: Vec::new(), seen: HostSeen::default() }
+        Self { out, sink, watched: Vec::new(), seen: HostSeen::default() }
     }
 
     /// Watches a VM from now on.
@@ -139,7 +141,7 @@ impl HostSampler {
             out.flush()
         });
         if let Err(error) = written {
-            tracing::warn!(%error, "samples of the host are no longer kept");
+            self.sink.warn(format!("samples of the host are no longer kept: {error}"));
             self.out = None;
         }
     }
@@ -190,7 +192,7 @@ mod tests {
         let path = Utf8Path::from_path(dir.path()).unwrap().join("host.ndjson");
         let pid = std::process::id();
         let tid = u64::try_from(nix::unistd::gettid().as_raw()).unwrap();
-        let mut sampler = HostSampler::new(&path);
+        let mut sampler = HostSampler::new(&path, EventSink::new().0);
         sampler.watch(VcpuThreads { node: "server-1".to_owned(), pid, threads: vec![tid] });
         let began = Instant::now();
         let mut n = 0_u64;
@@ -211,7 +213,7 @@ mod tests {
     fn a_vm_that_is_gone_keeps_its_figures() {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8Path::from_path(dir.path()).unwrap().join("host.ndjson");
-        let mut sampler = HostSampler::new(&path);
+        let mut sampler = HostSampler::new(&path, EventSink::new().0);
         sampler.watch(VcpuThreads { node: "n".to_owned(), pid: u32::MAX, threads: vec![1] });
         sampler.sample();
         assert_eq!(sampler.seen().vms[0].cpu_wait_pct, None);

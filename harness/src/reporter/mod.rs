@@ -129,6 +129,12 @@ fn line(event: &EventKind) -> Option<String> {
         EventKind::UnitRestarted { node, unit, restarts, detail } => {
             format!("warning: {node}: {unit} exited ({detail}) and is started again by systemd, restart {restarts}")
         }
+        EventKind::FatalSign { node, id, name, line, .. } => {
+            let id = id.as_ref().map_or_else(String::new, |id| format!("{id} "));
+            format!("sign       {:<10}   {id}{name}: {line}", scope(node.as_deref()))
+        }
+        // One that is off comes with a warning.
+        EventKind::ClockMeasured { .. } => return None,
         EventKind::MachineEvent { machine, message } => format!("machine    {machine:<10}   {message}"),
         EventKind::Interrupted { signal } => {
             format!("{signal}: taking the lab down in order; once more ends it at once")

@@ -81,6 +81,8 @@ pub struct Classifier {
     reader: LineReader,
     seq: u64,
     slowdown: f64,
+    /// When the node whose log is read booted.
+    booted_at: Option<Timestamp>,
 }
 
 impl Classifier {
@@ -89,7 +91,7 @@ impl Classifier {
     pub fn new(catalogue: &Catalogue) -> Self {
         let compiled = Arc::clone(&catalogue.inner);
         let tally = Tally::new(compiled.signs.len());
-        Self { compiled, tally, firings: Vec::new(), reader: LineReader::new(), seq: 0, slowdown: 1.0 }
+        Self { compiled, tally, firings: Vec::new(), reader: LineReader::new(), seq: 0, slowdown: 1.0, booted_at: None }
     }
 
     /// Stretches the allowances for guests that run `slowdown` times slower than hardware KVM. Values outside 1–16 count as
@@ -189,6 +191,12 @@ impl Classifier {
         self.seq
     }
 
+    /// When the node whose logs are read next booted, where that is known: lines that only count from its boot are placed by
+    /// it. `None` for logs of which it is not known.
+    pub fn booted_at(&mut self, booted_at: Option<Timestamp>) {
+        self.booted_at = booted_at;
+    }
+
     /// Begins another log: its year is not the last one's.
     pub(crate) fn begin_log(&mut self) {
         self.reader = LineReader::new();
@@ -230,8 +238,7 @@ impl Classifier {
         let message: &[u8] = &line.message;
         let kind = if place.kind == SourceKind::Unknown { line.kind } else { place.kind };
         let node = self.tally.node(place.node.or(line.node.as_deref()).or(place.fallback_node));
-        let moment =
-            Moment { seq: self.seq, at: place.at.or(line.at), since_boot: place.at.is_none() && line.since_boot };
+        let moment = self.moment(place.at, line);
         let mut fatal = None;
         for index in &compiled.set.matches(message) {
             let sign = &compiled.signs[index];
@@ -261,6 +268,13 @@ impl Classifier {
             }
         }
         fatal
+    }
+
+    fn moment(&self, at: Option<Timestamp>, line: &Line<'_>) -> Moment {
+        let from_boot = line.at.filter(|_| line.since_boot).zip(self.booted_at);
+        let placed =
+            at.or_else(|| from_boot.and_then(|(since, boot)| boot.checked_add(since - Timestamp::UNIX_EPOCH).ok()));
+        Moment { seq: self.seq, at: placed.or(line.at), since_boot: placed.is_none() && line.since_boot }
     }
 
     /// A sign of recovery ends the allowances that wait for it.

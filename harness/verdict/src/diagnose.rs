@@ -54,7 +54,7 @@ fn infer_parts(name: &str) -> (Option<String>, Option<String>, SourceKind) {
     let file = parts.pop().unwrap_or("");
     let stem = file.split('.').next().unwrap_or(file);
     let source = match stem {
-        "qemu" | "qemu-stderr" => SourceKind::Qemu,
+        "qemu" | "qemu-stderr" | "qmp" => SourceKind::Qemu,
         "vde" | "switch" => SourceKind::Vde,
         "harness" | "events" => SourceKind::Harness,
         "ssh" => SourceKind::Ssh,
@@ -336,6 +336,9 @@ mod tests {
         };
         assert_eq!(show("run-7/server-1/journal.log"), "server-1 unknown");
         assert_eq!(show("server-2/qemu.log"), "server-2 qemu");
+        assert_eq!(show("runs/r1/nodes/alpha/qmp.log"), "alpha qemu");
+        assert_eq!(show("runs/r1/nodes/alpha/ssh.log"), "alpha ssh");
+        assert_eq!(show("runs/r1/vde.log"), "- vde");
         assert_eq!(show("runs/r1/nodes/alpha/console.log"), "alpha unknown");
         assert_eq!(show("server-1/nodes/console.log"), "server-1 unknown");
         assert_eq!(show("server-1-journal.log.gz"), "server-1 unknown");

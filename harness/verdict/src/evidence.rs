@@ -89,6 +89,21 @@ impl Source {
         Self::new(SourceKind::Qemu, "qemu")
     }
 
+    /// QEMU's events, told through QMP.
+    pub fn qmp() -> Self {
+        Self::new(SourceKind::Qemu, "qmp")
+    }
+
+    /// The connections to a guest, seen from the host.
+    pub fn ssh() -> Self {
+        Self::new(SourceKind::Ssh, "ssh")
+    }
+
+    /// The virtual switches and the links between them.
+    pub fn vde() -> Self {
+        Self::new(SourceKind::Vde, "vde")
+    }
+
     /// A statement of the harness about its own run, such as a failed identity check.
     pub fn harness() -> Self {
         Self::new(SourceKind::Harness, "harness")

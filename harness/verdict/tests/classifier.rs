@@ -53,6 +53,19 @@ fn a_fatal_line_ends_the_wait_at_once_and_once() {
 }
 
 #[test]
+fn lines_that_count_from_boot_are_placed_by_the_boot_where_it_is_known() {
+    let console = "[   12.500000] Kernel panic - not syncing: VFS: Unable to mount root fs\n";
+    let at = |booted_at: Option<Timestamp>| {
+        let mut run = Run::new();
+        run.classifier.booted_at(booted_at);
+        verdict::diagnose_reader("nodes/server-1/console.log", console.as_bytes(), &mut run.classifier).unwrap();
+        run.failed().evidence[0].at.unwrap().to_string()
+    };
+    assert_eq!(at(None), "1970-01-01T00:00:12.5Z");
+    assert_eq!(at(Some("2026-11-21T02:44:00Z".parse().unwrap())), "2026-11-21T02:44:12.5Z");
+}
+
+#[test]
 fn what_may_recover_does_not_end_the_wait_before_its_allowance() {
     let mut run = Run::new();
     assert!(run.say(0, "server-1", LEADER_LOST).is_none());

@@ -53,6 +53,12 @@ impl Link {
         &self.name
     }
 
+    /// The end of what it has written to its standard output and error.
+    #[must_use]
+    pub fn output_tail(&self) -> String {
+        output_tail(&self.process)
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -159,6 +159,12 @@ impl Switch {
         }
     }
 
+    /// The end of what it has written to its standard output and error.
+    #[must_use]
+    pub fn output_tail(&self) -> String {
+        output_tail(&self.process)
+    }
+
     /// The switch's name.
     #[must_use]
     pub fn name(&self) -> &str {

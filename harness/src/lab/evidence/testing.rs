@@ -1,0 +1,52 @@
+//! A pump with the shipped catalogue and a run folder of its own.
+
+use camino::Utf8Path;
+use verdict::Classifier;
+
+use super::EvidencePump;
+use crate::event::{Event, EventKind, EventSink};
+use crate::lab::alarm::{Guard, alarm};
+use crate::lab::sampler::HostSampler;
+use crate::record::{RunDir, RunHeader};
+
+pub(super) struct Bench {
+    _state: tempfile::TempDir,
+    pub(super) record: RunDir,
+    pub(super) pump: EvidencePump,
+    pub(super) guard: Guard,
+    pub(super) events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let header = RunHeader {
+            schema_version: 1,
+            run: "r".to_owned(),
+            lab: "l".to_owned(),
+            scenario: "s".to_owned(),
+            k3s: "k".to_owned(),
+            started: jiff::Timestamp::now(),
+            command: Vec::new(),
+            harness_version: "0".to_owned(),
+            pid: 1,
+        };
+        let record = RunDir::create(Utf8Path::from_path(state.path()).unwrap(), &header).unwrap();
+        let (sink, events) = EventSink::new();
+        let (bell, guard) = alarm();
+        let classifier = Classifier::new(&crate::catalogue::shipped().unwrap());
+        let sampler = HostSampler::new(&record.path().join("host.ndjson"), sink.clone());
+        let pump = EvidencePump::new(classifier, sampler, bell, sink, record.clone());
+        Self { _state: state, record, pump, guard, events }
+    }
+
+    /// Warnings since the last call.
+    pub(super) fn warnings(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.events.try_recv().ok())
+            .filter_map(|event| match event.event {
+                EventKind::Warning { message } => Some(message),
+                _ => None,
+            })
+            .collect()
+    }
+}
