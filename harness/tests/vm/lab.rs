@@ -27,6 +27,11 @@ impl Bench {
         Self { state: tempfile::tempdir().unwrap() }
     }
 
+    /// The folder everything of this bench is in.
+    pub(crate) fn path(&self) -> &Path {
+        self.state.path()
+    }
+
     /// `harness …` with this bench's folders.
     pub(crate) fn harness(&self, args: &[&str]) -> Command {
         let cache = std::env::var_os("HARNESS_TEST_CACHE")

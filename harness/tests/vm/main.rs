@@ -10,4 +10,5 @@ mod lab;
 mod formation;
 mod keep;
 mod ownership;
+mod soak;
 mod verdicts;
