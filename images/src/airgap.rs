@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::download::{OnEvent, Options};
+use crate::downloads::Lease;
 use crate::k3s::{K3sError, K3sSource, host_release};
 use crate::recipe::GuestFile;
 use crate::release::is_version;
@@ -51,7 +52,8 @@ impl AirgapImages {
         }
     }
 
-    /// Finds the tarball, or takes a release's from the cache below `cache`, fetching it into it first where it is not there.
+    /// Finds the tarball, or takes a release's from the cache below `cache`, fetching it into it first where it is not there;
+    /// with what keeps it there.
     ///
     /// # Errors
     /// As [`AirgapImages::version`], and where it cannot be read, cannot be had or is not what was published.
@@ -61,9 +63,9 @@ impl AirgapImages {
         cache: &Utf8Path,
         options: &Options,
         on_event: OnEvent<'_>,
-    ) -> Result<Option<GuestFile>, K3sError> {
+    ) -> Result<Option<(GuestFile, Option<Lease>)>, K3sError> {
         if let Self::File(path) = self {
-            return local(path).await.map(Some);
+            return local(path).await.map(|file| Some((file, None)));
         }
         let Some(version) = self.version(k3s)? else { return Ok(None) };
         let release = host_release(version)?;
@@ -72,7 +74,8 @@ impl AirgapImages {
             url: release.airgap_url(options),
             source: Box::new(source),
         })?;
-        Ok(Some(GuestFile::from(file)))
+        let lease = file.lease.clone();
+        Ok(Some((GuestFile::from(file), Some(lease))))
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::airgap::AirgapImages;
 use crate::download::{BASE_URL_ENV, DownloadError, OnEvent, Options};
+use crate::downloads::Lease;
 use crate::elf::{self, ElfError};
 use crate::recipe::{GuestBinary, GuestFile};
 use crate::release::{Arch, Release, is_version};
@@ -47,6 +48,8 @@ pub struct K3sBinary {
     pub extra_packages: Vec<String>,
     /// The tarball of images that is laid into the guests with it.
     pub airgap_images: Option<GuestFile>,
+    /// What keeps them in the cache of downloads, where they come from there.
+    pub leases: Vec<Lease>,
 }
 
 impl K3sBinary {
@@ -247,6 +250,7 @@ impl K3sSource {
                     real: true,
                     extra_packages: Vec::new(),
                     airgap_images: None,
+                    leases: Vec::new(),
                 })
             }
             Self::Standin => {
@@ -254,7 +258,15 @@ impl K3sSource {
                 let sha256 = check_and_hash(&path)?;
                 let label = format!("stand-in {STANDIN_VERSION} (NOT real k3s)");
                 let extra_packages = vec!["etcd-server".to_owned()];
-                Ok(K3sBinary { path, sha256, label, real: false, extra_packages, airgap_images: None })
+                Ok(K3sBinary {
+                    path,
+                    sha256,
+                    label,
+                    real: false,
+                    extra_packages,
+                    airgap_images: None,
+                    leases: Vec::new(),
+                })
             }
             Self::Release(version) => Err(K3sError::NotLocal { version: version.clone() }),
         }
@@ -277,12 +289,13 @@ impl K3sSource {
         // Asked before anything is fetched.
         airgap_images.version(self)?;
         let mut binary = self.binary(cache, options, on_event).await?;
-        if let Some(images) = airgap_images.resolve(self, cache, options, on_event).await? {
+        if let Some((images, lease)) = airgap_images.resolve(self, cache, options, on_event).await? {
             let name = images.path.file_name().unwrap_or_default();
             let digest = images.sha256.get(..12).unwrap_or_default();
             let but = if binary.real { "" } else { ", which it does not import" };
             binary.label = format!("{} with {name} (sha256 {digest}){but}", binary.label);
             binary.airgap_images = Some(images);
+            binary.leases.extend(lease);
         }
         Ok(binary)
     }
@@ -300,8 +313,8 @@ impl K3sSource {
             source: Box::new(source),
         })?;
         let label = format!("k3s {version} (release, sha256 {})", file.sha256.get(..12).unwrap_or_default());
-        let (path, sha256) = (file.path, file.sha256);
-        Ok(K3sBinary { path, sha256, label, real: true, extra_packages: Vec::new(), airgap_images: None })
+        let (path, sha256, leases) = (file.path, file.sha256, vec![file.lease]);
+        Ok(K3sBinary { path, sha256, label, real: true, extra_packages: Vec::new(), airgap_images: None, leases })
     }
 
     /// As a plan names it: a release with where it would be fetched from.

@@ -9,6 +9,7 @@ mod build;
 pub mod contain;
 mod cpio;
 pub mod download;
+pub mod downloads;
 pub mod elf;
 mod error;
 pub mod fs;

@@ -12,8 +12,14 @@ use crate::error::Error;
 /// A lock that is held.
 #[derive(Debug)]
 pub(crate) struct Held {
-    #[expect(dead_code, reason = "held, not used: dropping it unlocks")]
     lock: Flock<File>,
+}
+
+impl Held {
+    /// The file that is locked.
+    pub(crate) fn file(&self) -> &File {
+        &self.lock
+    }
 }
 
 fn open(path: &Utf8Path) -> Result<File, Error> {

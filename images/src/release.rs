@@ -15,9 +15,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::airgap::GUEST_IMAGES_DIR;
 use crate::download::{Client, DownloadError, DownloadEvent, OnEvent, Options, Wanted, fetch, fetch_sums};
+use crate::downloads::Lease;
 use crate::elf::{self, Machine};
 use crate::lock;
 use crate::recipe::GuestFile;
+
+/// The cache's folder of releases.
+pub(crate) const FOLDER: &str = "k3s";
+
+/// The file of a release's folder that is locked by whoever fetches into it.
+pub(crate) const LOCK: &str = "lock";
 
 /// More than any k3s binary has: in 2025 they have 75 MB.
 const MAX_BINARY_BYTES: u64 = 512 * 1024 * 1024;
@@ -93,17 +100,19 @@ pub struct ReleaseFile {
     pub bytes: u64,
     /// The absolute path it has in a guest.
     pub guest_path: String,
+    /// What keeps it in the cache.
+    pub lease: Lease,
 }
 
 /// What is known of a file in the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
-    version: String,
-    arch: Arch,
+pub(crate) struct Record {
+    pub(crate) version: String,
+    pub(crate) arch: Arch,
     file: String,
-    url: String,
-    sha256: String,
+    pub(crate) url: String,
+    pub(crate) sha256: String,
     bytes: u64,
     /// Time of the last change since the epoch, in nanoseconds.
     modified_ns: u64,
@@ -201,7 +210,7 @@ impl Release {
     }
 
     fn folder(&self, cache: &Utf8Path) -> Utf8PathBuf {
-        cache.join("k3s").join(&self.version).join(self.arch.name())
+        cache.join(FOLDER).join(&self.version).join(self.arch.name())
     }
 
     /// The first of `names` that is cached, else the first the release has.
@@ -222,7 +231,7 @@ impl Release {
         }
         std::fs::create_dir_all(&folder).map_err(DownloadError::io("make", folder.as_path()))?;
         crate::fs::check_folder_kind(&folder)?;
-        let lock_path = folder.join("lock");
+        let lock_path = folder.join(LOCK);
         let held = lock::exclusive(&lock_path, || on_event(DownloadEvent::Waiting { lock: lock_path.clone() }));
         let held = Arc::new(held.await.map_err(|error| DownloadError::Lock { reason: error.to_string() })?);
         // Whoever had the lock may have fetched it.
@@ -295,20 +304,23 @@ impl Release {
         let path = folder.join(name);
         std::fs::rename(part, &path).map_err(DownloadError::io("rename", part))?;
         wanted.forget();
-        Ok(file_of(path, &record))
+        // Nobody removes what lies in a folder whose lock is held.
+        let lease = lease(folder, name)?.ok_or_else(|| {
+            DownloadError::io("take", path.as_path())(std::io::Error::other("it is gone as soon as it was there"))
+        })?;
+        Ok(file_of(path, &record, lease))
     }
 
     /// What the cache has under `name`.
     async fn look(&self, folder: &Utf8Path, name: &str, kind: Kind) -> Result<Found, DownloadError> {
         let path = folder.join(name);
+        let Some(lease) = lease(folder, name)? else { return Ok(Found::Absent) };
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Absent),
             Err(error) => return Err(DownloadError::io("look at", path)(error)),
         };
-        let record: Option<Record> =
-            std::fs::read(record_path(folder, name)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let Some(mut record) = record else {
+        let Some(mut record) = read_record(folder, name) else {
             return Ok(Found::Damaged("there is no record of its digest".to_owned()));
         };
         if (&record.version, record.arch, record.file.as_str()) != (&self.version, self.arch, name) {
@@ -341,7 +353,7 @@ impl Release {
                 tracing::warn!(%error, "the cached file is read as a whole at every use");
             }
         }
-        Ok(Found::Usable(file_of(path, &record)))
+        Ok(Found::Usable(file_of(path, &record, lease)))
     }
 }
 
@@ -357,16 +369,26 @@ pub(crate) fn is_version(text: &str) -> bool {
         && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+'))
 }
 
-fn file_of(path: Utf8PathBuf, record: &Record) -> ReleaseFile {
+fn file_of(path: Utf8PathBuf, record: &Record, lease: Lease) -> ReleaseFile {
     let guest_path = if record.file == record.arch.binary() {
         "/usr/local/bin/k3s".to_owned()
     } else {
         format!("{GUEST_IMAGES_DIR}/{}", record.file)
     };
-    ReleaseFile { path, sha256: record.sha256.clone(), bytes: record.bytes, guest_path }
+    ReleaseFile { path, sha256: record.sha256.clone(), bytes: record.bytes, guest_path, lease }
 }
 
-fn record_path(folder: &Utf8Path, name: &str) -> Utf8PathBuf {
+fn lease(folder: &Utf8Path, name: &str) -> Result<Option<Lease>, DownloadError> {
+    Lease::take(&folder.join(name), &record_path(folder, name))
+        .map_err(|error| DownloadError::Lock { reason: error.to_string() })
+}
+
+/// What is recorded of a file; `None` where nothing is, or nothing that can be read.
+pub(crate) fn read_record(folder: &Utf8Path, name: &str) -> Option<Record> {
+    std::fs::read(record_path(folder, name)).ok().and_then(|text| serde_json::from_slice(&text).ok())
+}
+
+pub(crate) fn record_path(folder: &Utf8Path, name: &str) -> Utf8PathBuf {
     folder.join(format!("{name}.json"))
 }
 

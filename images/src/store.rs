@@ -96,12 +96,23 @@ pub struct Verification {
 /// What [`Store::gc`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct GcReport {
-    /// What was removed, by path below the store.
+    /// What was removed, by path below the store or the cache.
     pub removed: Vec<String>,
     /// What would have been and is in use.
     pub in_use: Vec<String>,
     /// Disk space won, in bytes.
     pub freed_bytes: u64,
+}
+
+impl GcReport {
+    /// Both in one.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.removed.extend(other.removed);
+        self.in_use.extend(other.in_use);
+        self.freed_bytes += other.freed_bytes;
+        self
+    }
 }
 
 /// A kind of artifact and its folder.
@@ -451,7 +462,7 @@ fn last_used(folder: &Utf8Path) -> SystemTime {
     std::fs::metadata(folder.join(LEASE)).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-fn rfc3339(time: jiff::Timestamp) -> String {
+pub(crate) fn rfc3339(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

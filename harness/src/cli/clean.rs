@@ -1,27 +1,51 @@
-//! `harness clean`: removes what killed runs left, never what lives.
+//! `harness clean`: removes what killed runs left, and ends labs that are kept past their time; never what lives otherwise.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use crate::cli::{Global, print};
+use jiff::Timestamp;
+use nix::sys::signal::Signal;
+
+use crate::cli::reach::lookup;
+use crate::cli::{Global, print, stop};
 use crate::error::CommandError;
 use crate::lab::dirs;
+use crate::lab::inventory::living;
+
+/// How long the owner of a lab whose time is over may take to end it by itself.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `harness clean`
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n    harness clean\n\nRecords of runs are kept; a lab whose harness lives is not touched."
-)]
+#[command(after_help = "Example:
+    harness clean
+
+Records of runs are kept; a lab whose harness lives is not touched, unless it was kept and its time is over.")]
 pub(super) struct Args {}
 
 pub(super) fn run(global: &Global, _args: Args) -> Result<u8, CommandError> {
-    let reaped = dirs::reap(&global.folders()?);
+    let folders = global.folders()?;
     let mut out = String::new();
-    for lab in &reaped {
+    let mut failed = None;
+    for lab in living(&folders).into_iter().filter(|lab| lab.expired(Timestamp::now())) {
+        // One that was stopped goes on, sees that the time is over, and takes its lab down in order.
+        let woken = lab.signal(Signal::SIGCONT);
+        let ended = match woken.and_then(|_| lab.wait_gone(PATIENCE)) {
+            Ok(true) => Ok(()),
+            Ok(false) => stop::end(&lab),
+            Err(error) => Err(lookup(&error)),
+        };
+        match ended {
+            Ok(()) => drop(writeln!(out, "ended lab {}: its time was over", lab.record.lab)),
+            Err(error) => failed = Some(error),
+        }
+    }
+    for lab in dirs::reap(&folders) {
         let _ = writeln!(out, "removed the folders of lab {lab}");
     }
-    if reaped.is_empty() {
+    if out.is_empty() && failed.is_none() {
         out.push_str("nothing to clean\n");
     }
     print(&out);
-    Ok(0)
+    failed.map_or(Ok(0), Err)
 }

@@ -1,14 +1,14 @@
 //! `harness console`: what a guest has said on its serial console.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::time::Duration;
 
 use camino::Utf8Path;
 
-use crate::cli::reach::{self, Which};
+use crate::cli::Global;
+use crate::cli::reach::{self, Found, Said};
 use crate::cli::signals::Signals;
-use crate::cli::{Global, logs};
 use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::lab::inventory::Owner;
@@ -24,45 +24,22 @@ const POLL: Duration = Duration::from_millis(100);
 
 Output only: QEMU writes the console to a file, from the kernel's first line to the last.")]
 pub(super) struct Args {
-    /// The node
-    node: String,
     #[command(flatten)]
-    which: Which,
-    /// Go on with what is said from now on, until Ctrl-C or the lab's end
-    #[arg(short, long, conflicts_with = "run")]
-    follow: bool,
-    /// The records of this run, also while a lab lives
-    #[arg(long, value_name = "ID", conflicts_with = "lab")]
-    run: Option<String>,
+    said: Said,
 }
 
 pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
-    let folders = global.folders()?;
-    if args.run.is_none()
-        && let Some((lab, node)) = args.which.node_if_living(&folders, &args.node)?
-    {
-        return if args.follow {
-            reach::block_on(follow(&node.console_log, lab.record.owner))
-        } else {
-            logs::print_file(&node.console_log)
-        };
+    match args.said.find(global, "console")? {
+        Found::Living(found) => {
+            let (lab, node) = *found;
+            if args.said.follow {
+                reach::block_on(follow(&node.console_log, lab.record.owner))
+            } else {
+                reach::print_file(&node.console_log)
+            }
+        }
+        Found::Records(dir) => reach::print_file(&dir.join("console.log")),
     }
-    let dir = reach::recorded(&folders, args.run.as_deref(), &args.node)?;
-    if args.follow {
-        return Err(CommandError::plain(
-            Blame::Usage,
-            format!("no lab with a node {} lives to be followed", args.node),
-        ));
-    }
-    if args.run.is_none() {
-        // Standard error may be closed.
-        let _ = writeln!(
-            io::stderr(),
-            "no lab with it lives: the console is of run {}",
-            dir.file_name().unwrap_or_default()
-        );
-    }
-    logs::print_file(&dir.join("nodes").join(&args.node).join("console.log"))
 }
 
 async fn follow(path: &Utf8Path, owner: Owner) -> Result<u8, CommandError> {
@@ -100,6 +77,8 @@ fn copy_rest(file: &mut File, to: &mut impl io::Write) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use images::BuildEvent;
 use images::airgap::AirgapImages;
+use images::downloads;
 use images::recipe::Recipes;
 use images::store::Store;
 use kvm::Supervisor;
@@ -43,7 +44,7 @@ enum ImageCommand {
         #[arg(long)]
         json: bool,
     },
-    /// List the images in the store
+    /// List the images in the store, and the files of k3s releases that were downloaded
     #[command(after_help = "Example:\n    harness image list")]
     List {
         /// Print JSON
@@ -53,10 +54,10 @@ enum ImageCommand {
     /// Read every byte of every image and compare it with what was registered
     #[command(after_help = "Example:\n    harness image verify")]
     Verify,
-    /// Remove leftovers of ended builds, and images that were not used for a while
+    /// Remove leftovers of ended builds, and images and downloads that were not used for a while
     #[command(after_help = "Example:\n    harness image gc --unused-days 0")]
     Gc {
-        /// Keep images used within this many days
+        /// Keep what was used within this many days
         #[arg(long, default_value_t = 14)]
         unused_days: u32,
     },
@@ -73,9 +74,9 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
             let wanted = Wanted { source: &k3s, airgap_images: &airgap_images, options: &options };
             build(&folders, &store, &recipe, &wanted, json)
         }
-        ImageCommand::List { json } => list(&store, json),
+        ImageCommand::List { json } => list(&folders, &store, json),
         ImageCommand::Verify => verify(&store),
-        ImageCommand::Gc { unused_days } => gc(&store, unused_days),
+        ImageCommand::Gc { unused_days } => gc(&folders, &store, unused_days),
     }
 }
 
@@ -117,10 +118,11 @@ fn build(folders: &Folders, store: &Store, recipe: &str, wanted: &Wanted<'_>, js
     Ok(0)
 }
 
-fn list(store: &Store, json: bool) -> Result<u8, CommandError> {
+fn list(folders: &Folders, store: &Store, json: bool) -> Result<u8, CommandError> {
     let images = store.list().map_err(|error| store_error("listing images", &error))?;
+    let downloads = downloads::list(&folders.cache).map_err(|error| store_error("listing downloads", &error))?;
     if json {
-        let text = serde_json::to_string_pretty(&images)
+        let text = serde_json::to_string_pretty(&serde_json::json!({ "images": images, "downloads": downloads }))
             .map_err(|error| CommandError::new(Blame::Harness, "encoding the list", &error))?;
         print(&format!("{text}\n"));
         return Ok(0);
@@ -140,6 +142,18 @@ fn list(store: &Store, json: bool) -> Result<u8, CommandError> {
     }
     if images.is_empty() {
         out.push_str("no images; `harness image build` makes one, and so does a run\n");
+    }
+    for found in &downloads {
+        let _ = writeln!(
+            out,
+            "{} {}  {}  {} MiB on disk  used {}  from {}",
+            found.version,
+            found.arch,
+            found.file,
+            found.disk_bytes / (1024 * 1024),
+            found.last_used,
+            found.url
+        );
     }
     print(&out);
     Ok(0)
@@ -167,9 +181,12 @@ fn verify(store: &Store) -> Result<u8, CommandError> {
         .hint("`harness image gc --unused-days 0` removes them; the next run builds anew"))
 }
 
-fn gc(store: &Store, unused_days: u32) -> Result<u8, CommandError> {
+fn gc(folders: &Folders, store: &Store, unused_days: u32) -> Result<u8, CommandError> {
     let unused_for = Duration::from_secs(u64::from(unused_days) * 24 * 3600);
-    let report = runtime()?.block_on(store.gc(unused_for)).map_err(|error| store_error("collecting images", &error))?;
+    let collected = async { Ok(store.gc(unused_for).await?.and(downloads::gc(&folders.cache, unused_for).await?)) };
+    let report = runtime()?
+        .block_on(collected)
+        .map_err(|error: images::Error| store_error("collecting images and downloads", &error))?;
     let mut out = String::new();
     for removed in &report.removed {
         let _ = writeln!(out, "removed {removed}");

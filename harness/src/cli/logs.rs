@@ -1,11 +1,11 @@
 //! `harness logs`: a guest's journal, from the guest while it lives and from the run's records afterwards.
 
-use std::io::Write as _;
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 
 use crate::cli::Global;
-use crate::cli::reach::{self, Which};
+use crate::cli::reach::{self, Found, Said};
 use crate::cli::signals::Signals;
 use crate::error::CommandError;
 use crate::exit::Blame;
@@ -15,6 +15,9 @@ use crate::redact::redact;
 
 /// The longest piece of a line that is looked at as one.
 const LINE_MAX_BYTES: u64 = 64 * 1024;
+
+/// Within which a lab is gone once its first guest is.
+const TEARDOWN_MAX: Duration = Duration::from_secs(10);
 
 /// `harness logs`
 #[derive(Debug, clap::Args)]
@@ -26,58 +29,25 @@ const LINE_MAX_BYTES: u64 = 64 * 1024;
 Of a lab that lives, the guest's journal since its boot; otherwise the journal in the records of the newest
 run that had such a node. Join tokens are blotted out.")]
 pub(super) struct Args {
-    /// The node
-    node: String,
     #[command(flatten)]
-    which: Which,
-    /// Go on with what is logged from now on, until Ctrl-C
-    #[arg(short, long, conflicts_with = "run")]
-    follow: bool,
+    said: Said,
     /// Only this systemd unit
     #[arg(short, long, conflicts_with = "run")]
     unit: Option<String>,
-    /// The records of this run, also while a lab lives
-    #[arg(long, value_name = "ID", conflicts_with = "lab")]
-    run: Option<String>,
 }
 
 pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
-    let folders = global.folders()?;
-    if args.run.is_none()
-        && let Some((lab, node)) = args.which.node_if_living(&folders, &args.node)?
-    {
-        return reach::block_on(from_guest(&args, lab, node));
-    }
-    let dir = reach::recorded(&folders, args.run.as_deref(), &args.node)?;
-    if args.follow || args.unit.is_some() {
-        let message =
-            format!("no lab with a node {} lives, and records can neither be followed nor filtered", args.node);
-        return Err(CommandError::plain(Blame::Usage, message));
-    }
-    if args.run.is_none() {
-        // Standard error may be closed.
-        let _ = writeln!(
-            std::io::stderr(),
-            "no lab with it lives: the journal is of run {}",
-            dir.file_name().unwrap_or_default()
-        );
-    }
-    print_file(&dir.join("nodes").join(&args.node).join("journal.log"))
-}
-
-/// Copies a file of records to standard output.
-pub(super) fn print_file(path: &camino::Utf8Path) -> Result<u8, CommandError> {
-    let reading = |error: &(dyn std::error::Error + 'static)| {
-        CommandError::new(Blame::Environment, format!("reading {path}"), error)
-    };
-    let mut file = std::fs::File::open(path).map_err(|error| reading(&error))?;
-    match std::io::copy(&mut file, &mut std::io::stdout().lock()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(reading(&error)),
-        _ => Ok(0),
+    match args.said.find(global, "journal")? {
+        Found::Living(found) => reach::block_on(from_guest(&args, *found)),
+        Found::Records(_) if args.unit.is_some() => {
+            let message = format!("no lab with a node {} lives, and records cannot be filtered", args.said.node);
+            Err(CommandError::plain(Blame::Usage, message))
+        }
+        Found::Records(dir) => reach::print_file(&dir.join("journal.log")),
     }
 }
 
-async fn from_guest(args: &Args, lab: LivingLab, node: NodeEntry) -> Result<u8, CommandError> {
+async fn from_guest(args: &Args, (lab, node): (LivingLab, NodeEntry)) -> Result<u8, CommandError> {
     let guest = reach::connect(&lab, &node).await?;
     let mut signals = Signals::open()?;
     let mut stdout = reach::stream(&std::io::stdout())?;
@@ -86,7 +56,7 @@ async fn from_guest(args: &Args, lab: LivingLab, node: NodeEntry) -> Result<u8, 
     let stop = async {
         signals.next().await;
     };
-    let command = command_line(args.follow, args.unit.as_deref());
+    let command = command_line(args.said.follow, args.unit.as_deref());
     let piped = async {
         let ended = guest.pipe(&command, None::<tokio::io::Empty>, &mut journal, &mut stderr, stop).await;
         drop(journal);
@@ -96,17 +66,27 @@ async fn from_guest(args: &Args, lab: LivingLab, node: NodeEntry) -> Result<u8, 
     let (ended, _) = tokio::join!(piped, copy_redacted(raw, &mut stdout));
     match ended {
         Ok(Some(StreamEnd::Exited { status: Some(0), .. })) => Ok(0),
-        Ok(None) => Ok(if args.follow { 0 } else { Blame::Interrupted.exit_code() }),
+        Ok(None) => Ok(if args.said.follow { 0 } else { Blame::Interrupted.exit_code() }),
         Err(error) if reach::reader_went(&error) => Ok(0),
         Ok(Some(end)) => {
             let what = format!("journalctl on {} ended with {}", node.name, reach::exit_code(&end));
             Err(CommandError::plain(Blame::Environment, what))
         }
-        // The end of a lab is the natural end of its log.
-        Err(GuestError::ConnectionLost { .. }) if args.follow && !lab.record.owner.lives() => Ok(0),
         Err(error) => {
+            // The end of a lab is the natural end of its log; its guests go a moment before its owner does.
+            if args.said.follow && matches!(error, GuestError::ConnectionLost { .. }) && is_ending(lab).await? {
+                return Ok(0);
+            }
             Err(CommandError::new(Blame::Environment, format!("reading the journal of {}", node.name), &error))
         }
+    }
+}
+
+/// Whether the lab is gone, or is within its time for that.
+async fn is_ending(lab: LivingLab) -> Result<bool, CommandError> {
+    match tokio::task::spawn_blocking(move || lab.wait_gone(TEARDOWN_MAX)).await {
+        Ok(gone) => gone.map_err(|error| reach::lookup(&error)),
+        Err(error) => Err(CommandError::new(Blame::Harness, "waiting for the end of the lab", &error)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the commands that look inside a lab have in common: finding it, reaching its guests, streams.
 
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Which {
     /// The lab, where several live (`harness ps` lists them)
     #[arg(long, value_name = "ID")]
-    pub(super) lab: Option<String>,
+    lab: Option<String>,
 }
 
 impl Which {
@@ -40,16 +41,76 @@ impl Which {
     ///
     /// # Errors
     /// Where a lab was named, or several have such a node.
-    pub(super) fn node_if_living(
-        &self,
-        folders: &Folders,
-        node: &str,
-    ) -> Result<Option<(LivingLab, NodeEntry)>, CommandError> {
+    fn node_if_living(&self, folders: &Folders, node: &str) -> Result<Option<(LivingLab, NodeEntry)>, CommandError> {
         match inventory::pick_node(inventory::living(folders), self.lab.as_deref(), node, &folders.state) {
             Ok(found) => Ok(Some(found)),
             Err(InventoryError::NoLab { .. } | InventoryError::UnknownNode { .. }) if self.lab.is_none() => Ok(None),
             Err(error) => Err(lookup(&error)),
         }
+    }
+}
+
+/// Whose words are asked for, from where: a guest that lives, else the records of a run.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Said {
+    /// The node
+    pub(super) node: String,
+    #[command(flatten)]
+    which: Which,
+    /// Go on with what is said from now on, until Ctrl-C or the lab's end
+    #[arg(short, long, conflicts_with = "run")]
+    pub(super) follow: bool,
+    /// The records of this run, also while a lab lives
+    #[arg(long, value_name = "ID", conflicts_with = "lab")]
+    run: Option<String>,
+}
+
+/// Where they are found.
+pub(super) enum Found {
+    /// A lab that lives, and its node.
+    Living(Box<(LivingLab, NodeEntry)>),
+    /// The node's folder in the records of a run.
+    Records(Utf8PathBuf),
+}
+
+impl Said {
+    /// Finds them; where that is in the records of a run nobody named, it is said whose `what` (a journal, a console) it is.
+    ///
+    /// # Errors
+    /// Where there are none, or they cannot be followed.
+    pub(super) fn find(&self, global: &Global, what: &str) -> Result<Found, CommandError> {
+        let folders = global.folders()?;
+        if self.run.is_none()
+            && let Some((lab, node)) = self.which.node_if_living(&folders, &self.node)?
+        {
+            return Ok(Found::Living(Box::new((lab, node))));
+        }
+        let dir = recorded(&folders, self.run.as_deref(), &self.node)?;
+        if self.follow {
+            let message = format!("no lab with a node {} lives to be followed", self.node);
+            return Err(CommandError::plain(Blame::Usage, message));
+        }
+        if self.run.is_none() {
+            let run = dir.file_name().unwrap_or_default();
+            // Standard error may be closed.
+            let _ = writeln!(std::io::stderr(), "no lab with it lives: the {what} is of run {run}");
+        }
+        Ok(Found::Records(dir.join("nodes").join(&self.node)))
+    }
+}
+
+/// Copies a file of records to standard output.
+///
+/// # Errors
+/// Where it cannot be read.
+pub(super) fn print_file(path: &Utf8Path) -> Result<u8, CommandError> {
+    let reading = |error: &(dyn std::error::Error + 'static)| {
+        CommandError::new(Blame::Environment, format!("reading {path}"), error)
+    };
+    let mut file = std::fs::File::open(path).map_err(|error| reading(&error))?;
+    match std::io::copy(&mut file, &mut std::io::stdout().lock()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(reading(&error)),
+        _ => Ok(0),
     }
 }
 
@@ -135,7 +196,7 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CommandError>>) -
 ///
 /// # Errors
 /// Where there is none.
-pub(super) fn recorded(folders: &Folders, run: Option<&str>, node: &str) -> Result<Utf8PathBuf, CommandError> {
+fn recorded(folders: &Folders, run: Option<&str>, node: &str) -> Result<Utf8PathBuf, CommandError> {
     let none = |message: String| CommandError::plain(Blame::Usage, message);
     let plain = |name: &str| !name.is_empty() && !name.contains('/') && !name.starts_with('.');
     if !plain(node) {

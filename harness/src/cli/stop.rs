@@ -48,43 +48,39 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
     } else {
         labs = vec![pick_lab(labs, args.lab.as_deref(), &folders.state).map_err(|error| lookup(&error))?];
     }
-    // All of them are asked before one is waited for. One that cannot be asked is reported when it is its turn.
-    for lab in &labs[..labs.len().saturating_sub(1)] {
-        let _ = lab.signal(Signal::SIGTERM);
-    }
-    let several = labs.len() > 1;
+    // All at once: one that takes its time holds up no other.
     let mut failed = None;
-    for (n, lab) in labs.iter().enumerate() {
-        let asked = several && n + 1 < labs.len();
-        match end(lab, asked) {
-            Ok(()) => print(&format!("lab {} is gone\n", lab.record.lab)),
-            Err(error) => failed = Some(error),
+    std::thread::scope(|scope| {
+        let ends: Vec<_> = labs.iter().map(|lab| (lab, scope.spawn(|| end(lab)))).collect();
+        for (lab, ended) in ends {
+            match ended.join() {
+                Ok(Ok(())) => print(&format!("lab {} is gone\n", lab.record.lab)),
+                Ok(Err(error)) => failed = Some(error),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
         }
-    }
+    });
     // What a killed owner could not remove.
     let _ = dirs::reap(&folders);
     failed.map_or(Ok(0), Err)
 }
 
-fn end(lab: &LivingLab, asked: bool) -> Result<(), CommandError> {
-    for (n, (signal, limit)) in STEPS.into_iter().enumerate() {
-        let sent = if n == 0 && asked { Ok(true) } else { lab.signal(signal) };
-        let sent = sent.map_err(|error| lookup(&error))?;
-        if lab.wait_gone(limit).map_err(|error| lookup(&error))? {
-            return Ok(());
-        }
-        if !sent {
-            break;
-        }
+/// Ends one lab.
+///
+/// # Errors
+/// Where it would not end.
+pub(super) fn end(lab: &LivingLab) -> Result<(), CommandError> {
+    let (id, pid) = (&lab.record.lab, lab.record.owner.pid);
+    let told = |signal: Signal, limit: Duration| {
         // Standard error may be closed.
         let _ = writeln!(
             std::io::stderr(),
-            "lab {} is still there {} s after {signal} to its owner (pid {})",
-            lab.record.lab,
-            limit.as_secs(),
-            lab.record.owner.pid
+            "lab {id} is still there {} s after {signal} to its owner (pid {pid})",
+            limit.as_secs()
         );
+    };
+    if lab.end(&STEPS, told).map_err(|error| lookup(&error))? {
+        return Ok(());
     }
-    let message = format!("lab {} would not end: its owner is process {}", lab.record.lab, lab.record.owner.pid);
-    Err(CommandError::plain(Blame::Environment, message))
+    Err(CommandError::plain(Blame::Environment, format!("lab {id} would not end: its owner is process {pid}")))
 }

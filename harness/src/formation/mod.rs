@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use images::k3s::K3sBinary;
 use images::recipe::Recipe;
+use images::store::Image;
 use kvm::Supervisor;
 use verdict::Classifier;
 
@@ -78,11 +79,11 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     let mut lab = Lab::new(supervisor.clone(), bell, sink, recorder.clone());
     let mut guests = BTreeMap::new();
 
-    let mut formed = prepare(&mut cx, &tools, &recipe, &k3s, &folders, &dirs, &admission).await;
-    if let Ok(prepared) = &formed {
-        formed = form(&cx, &tools, &dirs, prepared, &mut lab, &mut pump, &mut guests).await.map(|()| prepared.clone());
-    }
-    let mut failure = formed.err();
+    let prepared = prepare(&mut cx, &tools, &recipe, &k3s, &folders, &dirs, &admission).await;
+    let mut failure = match &prepared {
+        Ok(image) => form(&cx, &tools, &dirs, image, &mut lab, &mut pump, &mut guests).await.err(),
+        Err(failure) => Some(failure.clone()),
+    };
     if failure.is_none()
         && let Some(alarm) = cx.guard.alarm()
     {
@@ -119,13 +120,7 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     (ended, kept)
 }
 
-/// What the image phase hands to those after it.
-#[derive(Clone)]
-struct Prepared {
-    image: images::store::Image,
-}
-
-/// Up to the point where something long-lived is started.
+/// Up to the point where something long-lived is started: the image, held so that nobody removes it.
 async fn prepare(
     cx: &mut Context,
     tools: &OwnedTools,
@@ -134,7 +129,7 @@ async fn prepare(
     folders: &Folders,
     dirs: &LabDirs,
     admission: &Admission,
-) -> Result<Prepared, Failure> {
+) -> Result<Image, Failure> {
     keep_plan(cx);
     let store = image::open_store(folders)?;
     cx.ticket = Some(preflight::preflight(cx, tools, dirs.disks(), &folders.cache, admission).await?);
@@ -145,7 +140,7 @@ async fn prepare(
         node.argv = kvm::argv(&node.vm);
     }
     keep_plan(cx);
-    Ok(Prepared { image })
+    Ok(image)
 }
 
 /// Written before the first phase, and again when the image's paths are known.
@@ -160,14 +155,14 @@ async fn form(
     cx: &Context,
     tools: &OwnedTools,
     dirs: &LabDirs,
-    prepared: &Prepared,
+    image: &Image,
     lab: &mut Lab,
     pump: &mut EvidencePump,
     guests: &mut BTreeMap<String, Guest>,
 ) -> Result<(), Failure> {
     network::start_switches(cx, lab).await?;
     let seeds = boot::Seeds::make(cx)?;
-    boot::lay_disks(cx, tools, &seeds, &prepared.image.root, dirs.disks()).await?;
+    boot::lay_disks(cx, tools, &seeds, &image.root, dirs.disks()).await?;
     let inventory = seeds.inventory(cx, dirs.disks());
     boot::boot(cx, lab, pump, &seeds, inventory.as_ref(), guests).await?;
     let guests = &*guests;
@@ -178,7 +173,7 @@ async fn form(
     let mut expected = BTreeMap::new();
     for (node, _) in &every {
         let seed = seeds.node(&node.name)?.id.clone();
-        expected.insert(node.name.as_str(), identify::Identity { seed, image: prepared.image.id.clone() });
+        expected.insert(node.name.as_str(), identify::Identity { seed, image: image.id.clone() });
     }
     let identities = every.iter().filter_map(|(node, guest)| {
         let identity = expected.get(node.name.as_str())?;

@@ -297,7 +297,37 @@ impl LivingLab {
         self.dir.join(KNOWN_HOSTS)
     }
 
-    /// Sends a signal to the owner. `false` where it has already gone.
+    /// Whether its time is over: it is kept, and its expiry has passed.
+    #[must_use]
+    pub fn expired(&self, now: Timestamp) -> bool {
+        self.record.state == LabState::Kept && self.record.expires.is_some_and(|expires| expires <= now)
+    }
+
+    /// Ends it: each signal in turn goes to the owner, which has so long to let go of the lab. `told` hears of every one
+    /// that did not do. `false` where none did. What a killed owner leaves is for [`crate::lab::dirs::reap`].
+    ///
+    /// # Errors
+    /// [`InventoryError`] where the owner cannot be signalled or waited for.
+    pub fn end(
+        &self,
+        steps: &[(Signal, Duration)],
+        mut told: impl FnMut(Signal, Duration),
+    ) -> Result<bool, InventoryError> {
+        for (signal, limit) in steps {
+            let sent = self.signal(*signal)?;
+            if self.wait_gone(*limit)? {
+                return Ok(true);
+            }
+            if !sent {
+                break;
+            }
+            told(*signal, *limit);
+        }
+        Ok(false)
+    }
+
+    /// Sends a signal to the owner, and lets it go on where it was stopped: a stopped process hears only SIGKILL. `false`
+    /// where it has already gone.
     ///
     /// # Errors
     /// [`InventoryError::Signal`] where the system refuses.
@@ -307,7 +337,8 @@ impl LivingLab {
         if !owner.lives() {
             return Ok(false);
         }
-        match nix::sys::signal::kill(Pid::from_raw(pid), signal) {
+        let pid = Pid::from_raw(pid);
+        match nix::sys::signal::kill(pid, signal).and_then(|()| nix::sys::signal::kill(pid, Signal::SIGCONT)) {
             Ok(()) => Ok(true),
             Err(nix::Error::ESRCH) => Ok(false),
             Err(source) => Err(InventoryError::Signal { lab: self.record.lab.clone(), pid: owner.pid, source }),

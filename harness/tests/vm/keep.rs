@@ -45,8 +45,9 @@ fn kill(pid: u64, signal: Signal) {
 #[test]
 fn a_kept_lab_is_looked_into_and_stopped() {
     let bench = Bench::new();
+    bench.write("own images.tar", "what a registry would give");
     // That this returns at all says that the owner has let go of the pipes.
-    let run = bench.run("smoke", &["--keep", "--keep-for", "10m"]);
+    let run = bench.run("smoke", &["--keep", "--keep-for", "10m", "--airgap-images", "file:own images.tar"]);
     run.assert_exit(0);
     assert_eq!(run.json("verdict.json")["passed"], true);
     assert!(run.stdout().contains("  kept: lab "), "{}", run.stdout());
@@ -73,6 +74,17 @@ fn a_kept_lab_is_looked_into_and_stopped() {
     let shell = with_input(bench.harness(&["shell", "server-1"]), "cat /proc/sys/kernel/hostname; exit 5\n");
     assert_eq!(stdout(&shell, 5), "server-1\n");
 
+    let mut without_ssh = bench.harness(&["shell", "server-1"]);
+    let without_ssh = without_ssh.env("PATH", "/nonexistent").output().unwrap();
+    stdout(&without_ssh, 3);
+    let said = String::from_utf8_lossy(&without_ssh.stderr);
+    assert!(said.contains("ssh") && said.contains("openssh-client") && said.contains("`harness exec`"), "{said}");
+
+    // Neither the image's builder nor the cleaning of the node has lost it.
+    let images = "cat '/var/lib/rancher/k3s/agent/images/own images.tar'";
+    assert_eq!(stdout(&harness(&bench, &["exec", "server-1", "--", images]), 0), "what a registry would give");
+    assert!(labs[0]["k3s"].as_str().unwrap().contains("own images.tar"), "{}", labs[0]["k3s"]);
+
     let base = tempfile::tempdir().unwrap();
     let (file, back) = (base.path().join("file"), base.path().join("back"));
     std::fs::write(&file, vec![0xA5; 700_000]).unwrap();
@@ -87,7 +99,22 @@ fn a_kept_lab_is_looked_into_and_stopped() {
     let console = stdout(&harness(&bench, &["console", "server-1"]), 0);
     assert!(console.contains("harness-seed: ok"), "{console}");
 
+    let (mut ended_by_hand, mut logs) =
+        (Followed::start(&bench, &["logs", "server-1", "-f"]), Followed::start(&bench, &["logs", "server-1", "-f"]));
+    let mut console = Followed::start(&bench, &["console", "server-1", "-f"]);
+    // What was said before comes first; then these, said while they are followed.
+    logs.until("Linux version");
+    console.until("harness-seed: ok");
+    let say = "echo said to the journal | systemd-cat; echo said on the console >/dev/console";
+    stdout(&harness(&bench, &["exec", "server-1", "--", say]), 0);
+    logs.until("said to the journal");
+    console.until("said on the console");
+    ended_by_hand.until("said to the journal");
+    kill(ended_by_hand.child.id().into(), Signal::SIGINT);
+    assert_eq!(ended_by_hand.end(), Some(0));
+
     assert_eq!(stdout(&harness(&bench, &["stop"]), 0), format!("lab {lab} is gone\n"));
+    assert_eq!((logs.end(), console.end()), (Some(0), Some(0)), "the end of a lab is that of what is followed");
     bench.assert_clean();
     let owner = labs[0]["owner"]["pid"].as_u64().unwrap();
     until("the owner has ended", SOON, || !Path::new(&format!("/proc/{owner}")).exists());
@@ -111,6 +138,22 @@ fn a_lab_kept_for_seconds_expires_by_itself() {
     bench.assert_clean();
     let log = std::fs::read_to_string(run.join("owner.log")).unwrap();
     assert!(log.contains("it has expired") && log.contains("nothing of it is left"), "{log}");
+}
+
+#[test]
+fn a_lab_past_its_expiry_whose_owner_hangs_is_cleaned_away() {
+    let bench = Bench::new();
+    let (lab, run) = failed_early(&bench, "3s");
+    let owner = lab["owner"]["pid"].as_u64().unwrap();
+    kill(owner, Signal::SIGSTOP);
+    let id = lab["lab"].as_str().unwrap();
+    until("its time is over", SOON, || labs(&bench)[0]["expires_in_ms"] == 0);
+    assert!(bench.processes().iter().any(|line| line.contains("qemu")), "nobody has ended it");
+    assert_eq!(stdout(&harness(&bench, &["clean"]), 0), format!("ended lab {id}: its time was over\n"));
+    bench.assert_clean();
+    until("the owner has ended", SOON, || !Path::new(&format!("/proc/{owner}")).exists());
+    let log = std::fs::read_to_string(run.join("owner.log")).unwrap();
+    assert!(log.contains("nothing of it is left"), "{log}");
 }
 
 #[test]
@@ -171,6 +214,40 @@ fn failed_early(bench: &Bench, keep_for: &str) -> (Value, std::path::PathBuf) {
     let verdict = std::fs::read_to_string(run.join("verdict.json")).unwrap();
     assert!(verdict.contains("vde_switch killed by signal 9"), "{verdict}");
     (labs(bench).remove(0), run)
+}
+
+/// A command that goes on saying things.
+struct Followed {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Followed {
+    fn start(bench: &Bench, args: &[&str]) -> Self {
+        let mut child = bench.harness(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// Reads until it has said this.
+    #[track_caller]
+    fn until(&mut self, text: &str) {
+        assert!(self.lines.any(|line| line.unwrap().contains(text)), "it ended without {text:?}");
+    }
+
+    /// Reads to its end; its exit code.
+    fn end(&mut self) -> Option<i32> {
+        self.lines.by_ref().for_each(drop);
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        // A failed assertion must not leave it behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn switch_of(lab: &str) -> u64 {

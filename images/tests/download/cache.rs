@@ -147,6 +147,62 @@ async fn a_part_of_another_publication_is_not_continued() {
 }
 
 #[tokio::test]
+async fn what_nobody_uses_is_listed_and_collected() {
+    let bench = Bench::new();
+    let server = site(&k3s(), |_, _| Reply::ok(&k3s())).await;
+    assert!(images::downloads::list(bench.cache()).unwrap().is_empty(), "a cache nobody made is empty");
+    let gc = async |unused_s| images::downloads::gc(bench.cache(), Duration::from_secs(unused_s)).await.unwrap();
+    assert_eq!(gc(0).await, images::store::GcReport::default());
+    let file = bench.fetch(&server.base()).await.unwrap();
+    let listed = images::downloads::list(bench.cache()).unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].version.as_str(), listed[0].file.as_str()), (VERSION, "k3s"));
+    assert!(listed[0].url.ends_with("/v9.9.9%2Bk3s1/k3s") && listed[0].disk_bytes >= 700_000, "{listed:?}");
+
+    // In use, then used within the hour, then neither.
+    let name = format!("k3s/{VERSION}/amd64/k3s");
+    let held = file.clone();
+    drop(file);
+    let report = gc(0).await;
+    assert_eq!((report.removed, report.in_use), (vec![], vec![name.clone()]));
+    drop(held);
+    let report = gc(3_600).await;
+    assert_eq!((report.removed, report.in_use), (vec![], vec![]));
+    let ago = std::time::SystemTime::now() - Duration::from_secs(7_200);
+    let record = std::fs::File::open(bench.folder().join("k3s.json")).unwrap();
+    record.set_modified(ago).unwrap();
+    // Being asked for is a use.
+    drop(bench.fetch(&server.base()).await.unwrap());
+    assert!(gc(3_600).await.removed.is_empty());
+    record.set_modified(ago).unwrap();
+    let report = gc(3_600).await;
+    assert_eq!(report.removed, [name]);
+    assert!(report.freed_bytes >= 700_000, "{report:?}");
+    assert_eq!(bench.files(), Vec::<String>::new());
+    bench.fetch(&server.base()).await.unwrap();
+    assert_eq!(server.asked("/k3s").len(), 2, "it is fetched anew");
+}
+
+#[tokio::test]
+async fn parts_are_kept_for_a_while_and_what_is_being_fetched_is_left_alone() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.folder()).unwrap();
+    for name in ["k3s.part", "k3s.part.json", "gone.json", "unrecorded"] {
+        std::fs::write(bench.folder().join(name), "x").unwrap();
+    }
+    let lock = std::fs::File::create(bench.folder().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let gc = async |unused_s| images::downloads::gc(bench.cache(), Duration::from_secs(unused_s)).await.unwrap();
+    assert_eq!(gc(0).await.in_use, [format!("k3s/{VERSION}/amd64: being fetched into")]);
+    assert_eq!(bench.files().len(), 4);
+    lock.unlock().unwrap();
+    assert_eq!(gc(3_600).await.removed, [format!("k3s/{VERSION}/amd64/unrecorded")]);
+    assert_eq!(bench.files(), ["k3s.part", "k3s.part.json"]);
+    assert_eq!(gc(0).await.removed, [format!("k3s/{VERSION}/amd64/k3s.part")]);
+    assert_eq!(bench.files(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn the_images_for_guests_without_a_registry_come_the_same_way() {
     let (zst, gz) = ("k3s-airgap-images-amd64.tar.zst", "k3s-airgap-images-amd64.tar.gz");
     for (listed, expected) in [(vec![gz, zst], Some(zst)), (vec![gz], Some(gz)), (vec!["k3s"], None)] {

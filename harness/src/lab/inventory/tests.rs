@@ -122,3 +122,77 @@ fn the_end_of_a_lab_is_its_lock() {
     dirs.remove().unwrap();
     assert!(one.wait_gone(Duration::from_secs(10)).unwrap());
 }
+
+/// A process that holds the lab's lock, as an owner does, and ignores SIGTERM where it is `deaf`.
+fn owner_process(dir: &Utf8Path, deaf: bool) -> std::process::Child {
+    use std::io::Read as _;
+    // What is ignored stays so across an exec, and a descriptor stays open.
+    let trap = if deaf { "trap '' TERM; " } else { "" };
+    let script = format!("{trap}exec 9>\"$0\"; flock 9; echo; exec sleep 600");
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", &script, dir.join("lock").as_str()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    child
+}
+
+fn owner_of(child: &std::process::Child) -> Owner {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    Owner { pid: child.id(), start_ticks: start_ticks(&stat).unwrap() }
+}
+
+/// Ends a lab with this owner. Which steps did not do, the signal that ended the owner, and how long that took.
+fn end_with(deaf: bool, stopped: bool) -> (Vec<Signal>, Option<i32>, Duration) {
+    use std::os::unix::process::ExitStatusExt as _;
+    let base = tempfile::tempdir().unwrap();
+    let folders = folders(&base);
+    let dir = folders.state.join("labs/abcdef");
+    fs::create_dir_all(&dir).unwrap();
+    let mut child = owner_process(&dir, deaf);
+    lab(&folders, "abcdef", owner_of(&child), 1, &[]);
+    if stopped {
+        nix::sys::signal::kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGSTOP).unwrap();
+    }
+    let steps = [
+        (Signal::SIGTERM, Duration::from_millis(300)),
+        (Signal::SIGTERM, Duration::from_millis(200)),
+        (Signal::SIGKILL, Duration::from_secs(10)),
+    ];
+    let (mut in_vain, began) = (Vec::new(), std::time::Instant::now());
+    let labs = living(&folders);
+    assert!(labs[0].end(&steps, |signal, _| in_vain.push(signal)).unwrap());
+    let took = began.elapsed();
+    // Its files are closed, and with them the lock, a moment before it is no process any more.
+    let signal = child.wait().unwrap().signal();
+    assert!(living(&folders).is_empty());
+    (in_vain, signal, took)
+}
+
+#[test]
+fn an_owner_that_ignores_what_it_is_asked_is_killed() {
+    let (in_vain, signal, took) = end_with(true, false);
+    assert_eq!((in_vain.as_slice(), signal), ([Signal::SIGTERM; 2].as_slice(), Some(Signal::SIGKILL as i32)));
+    assert!(took >= Duration::from_millis(500), "each step had its time: {took:?}");
+}
+
+#[test]
+fn an_owner_that_was_stopped_is_let_go_on_to_hear_it() {
+    let (in_vain, signal, _) = end_with(false, true);
+    assert_eq!((in_vain.as_slice(), signal), ([].as_slice(), Some(Signal::SIGTERM as i32)));
+}
+
+#[test]
+fn only_a_kept_lab_expires() {
+    let base = tempfile::tempdir().unwrap();
+    let folders = folders(&base);
+    lab(&folders, "abcdef", Owner::this_process().unwrap(), 1, &[]);
+    let mut found = living(&folders).remove(0);
+    let at = |second| Timestamp::from_second(second).unwrap();
+    assert!(!found.expired(at(9)));
+    found.record.expires = Some(at(5));
+    assert!(!found.expired(at(9)), "its run is going on");
+    found.record.state = LabState::Kept;
+    assert!(found.expired(at(5)) && !found.expired(at(4)));
+}
