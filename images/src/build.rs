@@ -24,7 +24,7 @@ use crate::tree::Tree;
 use crate::{elf, hex, units};
 
 /// Counted up when what is made of the same recipe changes in a way the key's other parts do not show.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// File of a root file system.
 pub(crate) const ROOTFS_TAR: &str = "rootfs.tar";
@@ -41,6 +41,11 @@ const ROOTFS_DEADLINE: Duration = Duration::from_secs(1200);
 const IMAGE_DEADLINE: Duration = Duration::from_secs(300);
 /// How long `apt-config dump` may take.
 const APT_CONFIG_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the first stage takes of the disk: a tree of 450 MiB and a tar of 290, for the shipped recipe.
+const ROOTFS_MIB: u64 = 768;
+/// What the second stage takes, binaries left out: a tree and an image of 450 MiB each.
+const IMAGE_MIB: u64 = 1024;
 
 /// Unpacks a root file system, lays the overlay over it and fills an ext4 image with the tree. Device nodes are left out:
 /// an unprivileged user cannot make them, and the guest has devtmpfs. The inode tables are zeroed here, where it is
@@ -127,6 +132,14 @@ impl Plan {
             .iter()
             .find(|(_, binary)| binary.name == "k3s")
             .map_or_else(|| "none".to_owned(), |(_, binary)| binary.label.clone())
+    }
+
+    /// About what a build takes of the disk, at its height.
+    pub(crate) fn wanted_mib(&self, has_rootfs: bool) -> u64 {
+        let base = if has_rootfs { IMAGE_MIB } else { ROOTFS_MIB + IMAGE_MIB };
+        // In the overlay's tar, in the tree and in the image.
+        let binaries = self.binaries.iter().filter_map(|(_, binary)| std::fs::metadata(&binary.path).ok());
+        base + binaries.map(|meta| 3 * meta.len() / (1024 * 1024)).sum::<u64>()
     }
 
     /// Makes the root file system in `work` and returns its files, sealed.

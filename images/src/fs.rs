@@ -42,6 +42,16 @@ pub enum FolderError {
         /// What was seen.
         reason: String,
     },
+    /// What is to be made will not fit.
+    #[error("no space left for it: {free_mib} MiB are free in {path}, about {wanted_mib} MiB are needed")]
+    Full {
+        /// The folder.
+        path: Utf8PathBuf,
+        /// What is free there.
+        free_mib: u64,
+        /// What is needed.
+        wanted_mib: u64,
+    },
     /// The folder could not be looked at.
     #[error("could not look at the file system of {path}: {source}")]
     Statfs {
@@ -91,6 +101,28 @@ fn unsuitable(kind: FsType) -> Option<&'static str> {
     }
 }
 
+/// What an unprivileged user can still write in a folder's file system, in MiB.
+///
+/// # Errors
+/// Where the folder cannot be looked at.
+pub fn free_mib(path: &Utf8Path) -> Result<u64, FolderError> {
+    let stat = nix::sys::statvfs::statvfs(path.as_std_path())
+        .map_err(|source| FolderError::Statfs { path: path.to_owned(), source })?;
+    Ok(stat.blocks_available() * stat.fragment_size() / (1024 * 1024))
+}
+
+/// Refuses a folder in which less than this is free.
+///
+/// # Errors
+/// With both figures.
+pub fn require_free(path: &Utf8Path, wanted_mib: u64) -> Result<(), FolderError> {
+    let free_mib = free_mib(path)?;
+    if free_mib < wanted_mib {
+        return Err(FolderError::Full { path: path.to_owned(), free_mib, wanted_mib });
+    }
+    Ok(())
+}
+
 /// SHA-256 of a file's content, hexadecimal.
 pub fn sha256_file(path: &Utf8Path) -> std::io::Result<String> {
     let mut file = File::open(path)?;
@@ -123,6 +155,18 @@ mod tests {
         check_folder_kind(Utf8Path::from_path(dir.path()).unwrap()).unwrap();
         let error = check_folder_kind(Utf8Path::new("/nonexistent")).unwrap_err().to_string();
         assert!(error.contains("/nonexistent"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_without_room_is_refused_with_both_figures() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(dir.path()).unwrap();
+        require_free(path, 0).unwrap();
+        let error = require_free(path, 1 << 40).unwrap_err().to_string();
+        assert!(
+            error.starts_with("no space left for it: ") && error.contains("1099511627776 MiB are needed"),
+            "{error}"
+        );
     }
 
     struct Sync(Result<i32, Duration>);

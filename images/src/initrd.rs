@@ -9,6 +9,10 @@ use crate::guest::{ROOT_SERIAL, SEED_FAILED_MARK, SEED_ID_PATH, SEED_OK_MARK, SE
 /// virtio too, and a device that is there before udev starts is one udev need not load a module for.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "virtio_net", "virtio_rng"];
 
+/// Modules that are loaded where the kernel has them. With the first, QEMU is told of a panic, whatever becomes of the
+/// console; udev would not load it, as it is asked for disks and network links alone.
+const OPTIONAL: &[&str] = &["pvpanic_mmio"];
+
 /// Modules followed through dependencies, at most.
 const MAX_MODULES: usize = 64;
 
@@ -29,7 +33,8 @@ impl ModuleLists<'_> {
     pub(crate) fn load_order(&self) -> Result<Vec<String>, String> {
         let mut order: Vec<String> = Vec::new();
         let mut seen = BTreeSet::new();
-        for wanted in MODULES {
+        let optional = OPTIONAL.iter().filter(|wanted| self.dep.lines().any(|line| is_module(line, wanted)));
+        for wanted in MODULES.iter().chain(optional) {
             if self.builtin.lines().any(|path| module_name(path) == *wanted) {
                 continue;
             }
@@ -47,6 +52,11 @@ impl ModuleLists<'_> {
         }
         Ok(order)
     }
+}
+
+/// Whether a line of `modules.dep` is this module's.
+fn is_module(line: &str, name: &str) -> bool {
+    line.split_once(':').is_some_and(|(path, _)| module_name(path) == name)
 }
 
 /// A module's name is its file's, with `-` and `_` being the same, whatever it is compressed with.
@@ -151,6 +161,14 @@ mod tests {
             names,
             ["virtio_ring", "virtio", "virtio_pci", "virtio_blk", "failover", "virtio_net", "virtio_rng"]
         );
+    }
+
+    #[test]
+    fn what_tells_qemu_of_a_panic_is_loaded_where_there_is_such_a_module() {
+        let dep = format!("{DEP}kernel/drivers/misc/pvpanic/pvpanic-mmio.ko: kernel/drivers/misc/pvpanic/pvpanic.ko\n");
+        let lists = ModuleLists { dep: &dep, builtin: "kernel/fs/ext4/ext4.ko\n" };
+        let order = lists.load_order().unwrap();
+        assert_eq!(order.last().map(|path| module_name(path)).as_deref(), Some("pvpanic_mmio"), "{order:?}");
     }
 
     #[test]

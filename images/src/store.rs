@@ -181,6 +181,9 @@ impl Store {
             return Ok(image);
         }
         self.sweep()?;
+        // Found out now, not by a tool after a minute.
+        let has_rootfs = self.dir.join(ROOTFS).join(&plan.rootfs_key).exists();
+        fs::require_free(&self.dir, plan.wanted_mib(has_rootfs))?;
 
         let tar = match self.usable_or_discard(ROOTFS, &plan.rootfs_key, on_event, Self::rootfs_tar)? {
             Some(tar) => tar,
