@@ -97,6 +97,9 @@ pub struct NicSpec {
     pub mac: Mac,
     /// What it is plugged into.
     pub backend: NicBackend,
+    /// Whether its cable is pulled: the guest sees an interface without a carrier, from the start.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unplugged: bool,
 }
 
 /// What a NIC is plugged into.

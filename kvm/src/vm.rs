@@ -133,7 +133,12 @@ impl Vm {
         };
         let (events, first_events) = broadcast::channel(EVENT_QUEUE);
         let forwarder = tokio::spawn(forward(spec.name.clone(), qmp.clone(), process.clone(), events.clone()));
-        Ok(Self { spec, process, qmp, events, first_events: Mutex::new(Some(first_events)), forwarder })
+        let vm = Self { spec, process, qmp, events, first_events: Mutex::new(Some(first_events)), forwarder };
+        // Long before a guest's firmware has come to look at a NIC.
+        for nic in vm.spec.nics.iter().filter(|nic| nic.unplugged) {
+            vm.execute("set_link", json!({ "name": nic.id, "up": false })).await?;
+        }
+        Ok(vm)
     }
 
     /// The VM's name.
@@ -182,6 +187,15 @@ impl Vm {
         let text = answer.as_str().unwrap_or_default();
         forwarded_port(text, 22)
             .ok_or_else(|| Error::NoSshForward { vm: self.spec.name.clone(), answer: text.chars().take(400).collect() })
+    }
+
+    /// Takes the file away from the serial console for good: what the guest says from now on goes nowhere (QAPI `chardev-change`).
+    ///
+    /// # Errors
+    /// As [`Vm::execute`].
+    pub async fn unplug_console(&self) -> Result<(), Error> {
+        let nowhere = json!({ "id": "console", "backend": { "type": "null", "data": {} } });
+        self.execute("chardev-change", nowhere).await.map(drop)
     }
 
     /// The control channel.

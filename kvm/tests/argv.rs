@@ -6,6 +6,7 @@ fn spec(accel: Accel) -> VmSpec {
         id: id.into(),
         mac: Mac::derive("lab", "server-1", id),
         backend: NicBackend::Vde { socket_dir: dir.into(), port },
+        unplugged: false,
     };
     VmSpec {
         name: "server-1".into(),
@@ -34,6 +35,7 @@ fn spec(accel: Accel) -> VmSpec {
                 id: "eth0".into(),
                 mac: Mac::derive("lab", "server-1", "eth0"),
                 backend: NicBackend::User { ssh_forward: true },
+                unplugged: false,
             },
             vde("eth1", "/run/lab/sw-a", 1),
             vde("eth2", "/run/lab/sw-b", 1),

@@ -30,6 +30,8 @@ fn kernel(code: &[u8]) -> Vec<u8> {
 
 /// Writes "ok\n" to the first serial port.
 const SAY_OK: &[u8] = &[0xba, 0xf8, 0x03, 0xb0, b'o', 0xee, 0xb0, b'k', 0xee, 0xb0, b'\n', 0xee];
+/// Writes `x` to the first serial port, for ever.
+const FLOOD: &[u8] = &[0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xeb, 0xfd];
 /// `sti; l: hlt; jmp l`
 const IDLE: &[u8] = &[0xfb, 0xf4, 0xeb, 0xfd];
 /// Reset by port 0xcf9 (reset control register of the chipset), once: a byte of CMOS that no one uses, 0x7f, remembers.
@@ -76,6 +78,7 @@ fn spec(dir: &Utf8Path, code: &[&[u8]]) -> VmSpec {
             id: "mgmt".into(),
             mac: Mac::derive("t", "n", "eth0"),
             backend: NicBackend::User { ssh_forward: true },
+            unplugged: false,
         }],
         console_log: dir.join("console,1.log"),
         qmp_socket: dir.join("q,mp"),
@@ -112,6 +115,7 @@ async fn a_guest_runs_and_what_happens_to_it_is_seen() {
         id: "eth1".into(),
         mac: Mac::derive("t", "n", "eth1"),
         backend: NicBackend::Vde { socket_dir: dir.join("s,w"), port: 3 },
+        unplugged: true,
     });
     let begin = Instant::now();
     let vm = Vm::start(spec, &sup).await.unwrap();
@@ -157,6 +161,30 @@ async fn stop_resume_and_a_guest_deaf_to_the_power_button() {
 }
 
 #[tokio::test]
+async fn a_console_that_floods_is_unplugged_and_the_guest_runs_on() {
+    let (_dir, dir) = temp();
+    let sup = Supervisor::new().unwrap();
+    let spec = spec(&dir, &[FLOOD]);
+    let console = spec.console_log.clone();
+    let vm = Vm::start(spec, &sup).await.unwrap();
+    let bytes = || std::fs::metadata(&console).map_or(0, |meta| meta.len());
+    timeout(GRACE, async {
+        while bytes() < 10_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("no flood");
+    vm.unplug_console().await.unwrap();
+    let at_most = bytes();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(bytes(), at_most, "the console is still written");
+    let status = vm.execute("query-status", Value::Null).await.unwrap();
+    assert_eq!(status["running"], true, "{status}");
+    assert!(vm.stop(GRACE).await.unwrap().exit.success());
+}
+
+#[tokio::test]
 async fn a_killed_qemu_is_an_event_and_dropping_a_vm_ends_it() {
     let (_dir, dir) = temp();
     let sup = Supervisor::new().unwrap();
@@ -199,6 +227,7 @@ async fn a_qemu_that_will_not_start_says_why() {
         id: "eth1".into(),
         mac: Mac::derive("t", "n", "e"),
         backend: NicBackend::Vde { socket_dir: dir.join("none"), port: 1 },
+        unplugged: false,
     }];
     let error = Vm::start(no_switch, &sup).await.unwrap_err().to_string();
     assert!(error.starts_with("QEMU exited 1: "), "{error}");

@@ -151,6 +151,9 @@ pub(super) fn warnings(scenario: &Scenario, profile: &Profile) -> Vec<String> {
         if let Some(other) = &node.seed_of {
             warnings.push(format!("{} is given the seed of {other} on purpose", node.name));
         }
+        for nic in &node.unplugged {
+            warnings.push(format!("fault by the scenario: {nic} of {} is unplugged", node.name));
+        }
         for (network, vlan) in &node.vlans {
             warnings.push(format!(
                 "fault by the scenario: {} uses VLAN {vlan} for network {network}; no switch carries it",

@@ -120,11 +120,13 @@ fn vm(node: &ScenarioNode, vcpus: u32, inputs: &Inputs, ports: &NodePorts, layou
         id: MGMT_INTERFACE.to_owned(),
         mac: ports.mgmt,
         backend: NicBackend::User { ssh_forward: true },
+        unplugged: false,
     }];
     for nic in &ports.nics {
         if let Some(switch) = layout.switches.iter().find(|switch| switch.name == nic.switch) {
             let backend = NicBackend::Vde { socket_dir: switch.socket_dir.clone(), port: nic.port };
-            nics.push(NicSpec { id: nic.name.clone(), mac: nic.mac, backend });
+            let unplugged = node.unplugged.contains(&nic.name);
+            nics.push(NicSpec { id: nic.name.clone(), mac: nic.mac, backend, unplugged });
         }
     }
     VmSpec {

@@ -262,7 +262,11 @@ pub(super) fn together(
     }
     let tagged: Vec<&str> =
         profile.networks.iter().filter(|n| n.vlan.is_some()).map(|network| network.name.as_str()).collect();
+    let nics: Vec<&str> = profile.nics.iter().map(|nic| nic.name.as_str()).collect();
     for (index, node) in scenario.nodes.iter().enumerate() {
+        for (n, nic) in node.unplugged.iter().enumerate() {
+            known(nic, "NIC", &nics, &path!["nodes", index, "unplugged", n], scenario_doc)?;
+        }
         for (network, vlan) in &node.vlans {
             let place = &path!["nodes", index, "vlans", network.as_str()];
             known(network, "tagged network", &tagged, place, scenario_doc)?;

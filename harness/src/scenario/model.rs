@@ -69,6 +69,9 @@ pub struct ScenarioNode {
     /// profile.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vlans: BTreeMap<String, u16>,
+    /// NICs of the profile whose cable is pulled on this node: a fault to inject.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unplugged: Vec<String>,
     /// Another node, whose seed this one is given: a fault to inject (FM-3).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed_of: Option<String>,

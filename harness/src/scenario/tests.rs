@@ -244,6 +244,6 @@ fn a_subnet_without_room_for_the_nodes() {
 fn wrong_faults() {
     let scenario = SCENARIO.replace("profile: simple", "profile: net");
     let refuse = |vlans: &str| Folder::new(&scenario.replace("vcpus: 2", vlans), Some(PROFILE)).refusal();
-    let seen = [refuse("vlans: {clutser: 201}"), refuse("vlans: {cluster: 100}")];
+    let seen = [refuse("vlans: {clutser: 201}"), refuse("vlans: {cluster: 100}"), refuse("unplugged: [eht1]")];
     insta::assert_snapshot!(seen.join("\n\n"));
 }
