@@ -18,7 +18,7 @@ impl CommandError {
     pub fn new(blame: Blame, context: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut chain = vec![context.into()];
         chain.extend(chain_of(error));
-        Self { blame, chain, hint: None }
+        Self { blame, chain, hint: storage_hint(error).map(str::to_owned) }
     }
 
     /// An error that stands for itself.
@@ -55,6 +55,24 @@ impl CommandError {
             out.push('\n');
         }
         out
+    }
+}
+
+/// What to do about a folder in which there is no space.
+pub const NO_SPACE_HINT: &str = "make room (`df -h`, `harness clean`, `harness image gc`), or choose other folders with --state-dir and --cache-dir";
+
+/// What to do about a folder that cannot be written, where that is at the bottom of an error.
+#[must_use]
+pub fn storage_hint(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    let sources = std::iter::successors(Some(error), |error| error.source()).take(16);
+    let kind = sources.filter_map(|error| error.downcast_ref::<std::io::Error>()).last()?.kind();
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(NO_SPACE_HINT),
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+            Some("choose folders that can be written with --state-dir and --cache-dir")
+        }
+        _ => None,
     }
 }
 

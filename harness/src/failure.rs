@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::exit::Blame;
 use crate::plan::Phase;
 
+/// What is said of a VM that QEMU has stopped because its disk took no more.
+pub const DISK_NOT_WRITTEN: &str = "its disk could not be written";
+
 /// The first thing that ended a run before it was done.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Failure {
@@ -33,7 +36,14 @@ impl Failure {
     pub fn from_error(blame: Blame, context: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut chain = vec![context.into()];
         chain.extend(crate::error::chain_of(error));
-        Self { blame, phase: None, node: None, chain, hint: None, timed_out: false }
+        let hint = crate::error::storage_hint(error).map(str::to_owned);
+        Self { blame, phase: None, node: None, chain, hint, timed_out: false }
+    }
+
+    /// Whether it is a disk of the host that is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        self.chain.iter().any(|part| part.contains("o space left on device") || part.contains(DISK_NOT_WRITTEN))
     }
 
     /// The environment's fault.

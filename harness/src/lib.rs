@@ -16,6 +16,7 @@ pub mod formation;
 pub mod guest;
 pub mod lab;
 pub mod plan;
+pub mod printable;
 pub mod record;
 pub mod redact;
 pub mod reporter;

@@ -12,6 +12,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::printable::printable_json;
+
 /// Why the records of a run could not be kept.
 #[derive(Debug, Error)]
 pub enum RecordError {
@@ -106,13 +108,13 @@ impl RunDir {
     /// # Errors
     /// [`RecordError::Io`].
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), RecordError> {
-        let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| RecordError::Io {
+        let mut text = serde_json::to_string_pretty(value).map_err(|error| RecordError::Io {
             action: "encoding",
             path: self.path.join(name),
             source: io::Error::other(error),
         })?;
-        bytes.push(b'\n');
-        self.write(name, &bytes)
+        text.push('\n');
+        self.write(name, printable_json(&text).as_bytes())
     }
 
     /// Writes a file in one step.

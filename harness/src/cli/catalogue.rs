@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use verdict::{Catalogue, Kind, Mode};
 
 use crate::cli::diagnose::load_catalogue;
-use crate::cli::print;
+use crate::cli::{print, print_json};
 use crate::error::CommandError;
 use crate::exit::Blame;
 
@@ -97,7 +97,7 @@ pub(super) fn run(args: Args) -> Result<u8, CommandError> {
 fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<(), CommandError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| CommandError::new(Blame::Harness, "encoding the catalogue", &error))?;
-    print(&format!("{text}\n"));
+    print_json(&format!("{text}\n"));
     Ok(())
 }
 

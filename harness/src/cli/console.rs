@@ -12,6 +12,7 @@ use crate::cli::signals::Signals;
 use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::lab::inventory::Owner;
+use crate::printable::ShownSync;
 
 /// How often a followed console is looked at: a `read` on the host, as the run itself follows it.
 const POLL: Duration = Duration::from_millis(100);
@@ -46,10 +47,11 @@ async fn follow(path: &Utf8Path, owner: Owner) -> Result<u8, CommandError> {
     let reading = |error: &io::Error| CommandError::new(Blame::Environment, format!("reading {path}"), error);
     let mut signals = Signals::open()?;
     let mut file = File::open(path).map_err(|error| reading(&error))?;
+    let mut out = ShownSync::new(io::stdout());
     loop {
         // Asked before the read: what was written until the end is then read.
         let over = !owner.lives();
-        match copy_rest(&mut file, &mut io::stdout().lock()) {
+        match copy_rest(&mut file, &mut out) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
             copied => copied.map_err(|error| reading(&error))?,
         }

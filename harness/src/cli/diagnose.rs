@@ -7,10 +7,11 @@ use std::time::Instant;
 use camino::Utf8PathBuf;
 use verdict::{Catalogue, Outcome};
 
-use crate::cli::print;
+use crate::cli::{print, print_json};
 use crate::diagnose::{Diagnosis, Error, Input, Limits, diagnose};
 use crate::error::CommandError;
 use crate::exit::Blame;
+use crate::printable::printable;
 
 /// A failure was seen and the catalogue does not know it.
 const EXIT_UNKNOWN_FAILURE: u8 = 5;
@@ -69,9 +70,9 @@ pub(super) fn run(args: Args) -> Result<u8, CommandError> {
             .map_err(|error| CommandError::new(Blame::Harness, "encoding the verdict", &error))?;
         for note in &diagnosis.notes {
             // Standard error may be closed; the verdict is what counts.
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("note: {note}\n").as_bytes());
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), printable(&format!("note: {note}\n")).as_bytes());
         }
-        print(&format!("{text}\n"));
+        print_json(&format!("{text}\n"));
     } else {
         print(&screen(&diagnosis));
     }

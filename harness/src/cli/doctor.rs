@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::cli::{Global, base, print, runtime};
+use crate::cli::{Global, base, print, print_json, runtime};
 use crate::doctor::{Diagnosis, Level, diagnose, look};
 use crate::error::CommandError;
 use crate::exit::Blame;
@@ -29,7 +29,7 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
     if args.json {
         let text = serde_json::to_string_pretty(&diagnosis)
             .map_err(|error| CommandError::new(Blame::Harness, "encoding the diagnosis", &error))?;
-        print(&format!("{text}\n"));
+        print_json(&format!("{text}\n"));
     } else {
         print(&render(&diagnosis));
     }

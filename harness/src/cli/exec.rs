@@ -2,12 +2,15 @@
 
 use std::io::Write as _;
 
+use tokio::io::AsyncWriteExt as _;
+
 use crate::cli::Global;
 use crate::cli::reach::{self, Which};
 use crate::cli::signals::Signals;
 use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::guest::quote;
+use crate::printable::printable;
 
 /// `harness exec`
 #[derive(Debug, clap::Args)]
@@ -16,6 +19,7 @@ use crate::guest::quote;
     harness exec server-1 -- 'journalctl -u k3s-server | tail -n 5'
     tar -c . | harness exec server-1 --stdin -- tar -xC /root
 
+What goes to a terminal is shown with its control characters as escapes; a pipe or a file gets every byte as it is.
 One argument is a command line for the guest's shell; several are taken word by word.
 Exit code: the command's own; 128 and the signal's number where a signal killed it;
 255 where the guest could not be reached, as with ssh; 130 on Ctrl-C, which kills the command.")]
@@ -38,7 +42,7 @@ const NOT_RUN: u8 = 255;
 pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
     Ok(reach::block_on(joined(global, args)).unwrap_or_else(|error| {
         // Standard error may be closed; the exit code still says it.
-        let _ = std::io::stderr().write_all(error.render().as_bytes());
+        let _ = std::io::stderr().write_all(printable(&error.render()).as_bytes());
         NOT_RUN
     }))
 }
@@ -47,12 +51,15 @@ async fn joined(global: &Global, args: Args) -> Result<u8, CommandError> {
     let (lab, node) = args.which.node(global, &args.node)?;
     let guest = reach::connect(&lab, &node).await?;
     let mut signals = Signals::open()?;
-    let (mut stdout, mut stderr) = (reach::stream(&std::io::stdout())?, reach::stream(&std::io::stderr())?);
+    let (mut stdout, mut stderr) = (reach::shown(&std::io::stdout())?, reach::shown(&std::io::stderr())?);
     let stdin = if args.stdin { Some(reach::stream(&std::io::stdin())?) } else { None };
     let stop = async {
         signals.next().await;
     };
-    match guest.pipe(&command_line(&args.command), stdin, &mut stdout, &mut stderr, stop).await {
+    let ended = guest.pipe(&command_line(&args.command), stdin, &mut stdout, &mut stderr, stop).await;
+    // What a filter held back; a stream that is closed has nothing to be told.
+    let _ = (stdout.shutdown().await, stderr.shutdown().await);
+    match ended {
         Ok(Some(end)) => Ok(reach::exit_code(&end)),
         Ok(None) => Ok(Blame::Interrupted.exit_code()),
         // What a shell says of a program that a closed pipe has ended: 128 and SIGPIPE.

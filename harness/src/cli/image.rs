@@ -1,6 +1,7 @@
 //! `harness image`: build, list, verify, gc.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::time::Duration;
 
 use images::BuildEvent;
@@ -12,7 +13,7 @@ use kvm::Supervisor;
 
 use crate::cli::k3s::{K3sArgs, Wanted};
 use crate::cli::signals::Signals;
-use crate::cli::{Global, base, k3s, print, runtime, usage};
+use crate::cli::{Global, base, k3s, print, print_json, runtime, usage};
 use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::formation::image::words;
@@ -93,7 +94,10 @@ fn build(folders: &Folders, store: &Store, recipe: &str, wanted: &Wanted<'_>, js
         let supervisor = Supervisor::new().map_err(|error| CommandError::new(Blame::Environment, "preparing to start processes", &error))?;
         let tools = OwnedTools::new(supervisor.clone());
         let began = std::time::Instant::now();
-        let said = |event: BuildEvent| eprintln!("[{:6.1} s] {}", began.elapsed().as_secs_f64(), words(&event));
+        // Standard error may be closed: the image is built all the same.
+        let said = |event: BuildEvent| {
+            let _ = writeln!(std::io::stderr(), "[{:6.1} s] {}", began.elapsed().as_secs_f64(), words(&event));
+        };
         let binaries = [k3s.guest_binary()];
         let mut signals = Signals::open()?;
         let built = tokio::select! {
@@ -111,7 +115,7 @@ fn build(folders: &Folders, store: &Store, recipe: &str, wanted: &Wanted<'_>, js
     if json {
         let text = serde_json::to_string_pretty(&image)
             .map_err(|error| CommandError::new(Blame::Harness, "encoding the image", &error))?;
-        print(&format!("{text}\n"));
+        print_json(&format!("{text}\n"));
     } else {
         print(&format!("{} {}\n  k3s: {}\n  root: {}\n", image.name, image.id, image.k3s, image.root));
     }
@@ -124,7 +128,7 @@ fn list(folders: &Folders, store: &Store, json: bool) -> Result<u8, CommandError
     if json {
         let text = serde_json::to_string_pretty(&serde_json::json!({ "images": images, "downloads": downloads }))
             .map_err(|error| CommandError::new(Blame::Harness, "encoding the list", &error))?;
-        print(&format!("{text}\n"));
+        print_json(&format!("{text}\n"));
         return Ok(0);
     }
     let mut out = String::new();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::cli::{base, print};
+use crate::cli::{base, print, print_json};
 use crate::error::CommandError;
 use crate::scenario::{Listed, list_profiles, list_scenarios};
 
@@ -19,7 +19,7 @@ pub(super) fn run(args: Args) -> Result<u8, CommandError> {
     let (scenarios, profiles) = (list_scenarios(&base()), list_profiles(&base()));
     if args.json {
         let all = serde_json::json!({ "scenarios": scenarios, "profiles": profiles });
-        print(&format!("{all:#}\n"));
+        print_json(&format!("{all:#}\n"));
     } else {
         print(&format!("scenarios:\n{}\nprofiles:\n{}", table(&scenarios), table(&profiles)));
     }

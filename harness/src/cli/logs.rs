@@ -50,8 +50,8 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
 async fn from_guest(args: &Args, (lab, node): (LivingLab, NodeEntry)) -> Result<u8, CommandError> {
     let guest = reach::connect(&lab, &node).await?;
     let mut signals = Signals::open()?;
-    let mut stdout = reach::stream(&std::io::stdout())?;
-    let mut stderr = reach::stream(&std::io::stderr())?;
+    let mut stdout = reach::shown(&std::io::stdout())?;
+    let mut stderr = reach::shown(&std::io::stderr())?;
     let (mut journal, raw) = tokio::io::duplex(64 * 1024);
     let stop = async {
         signals.next().await;
@@ -64,6 +64,8 @@ async fn from_guest(args: &Args, (lab, node): (LivingLab, NodeEntry)) -> Result<
     };
     // Where the reader of our output goes away, `raw` is dropped, and the command ends by a closed pipe.
     let (ended, _) = tokio::join!(piped, copy_redacted(raw, &mut stdout));
+    // What a filter held back; a stream that is closed has nothing to be told.
+    let _ = (stdout.shutdown().await, stderr.shutdown().await);
     match ended {
         Ok(Some(StreamEnd::Exited { status: Some(0), .. })) => Ok(0),
         Ok(None) => Ok(if args.said.follow { 0 } else { Blame::Interrupted.exit_code() }),

@@ -31,6 +31,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::CommandError;
 use crate::exit::Blame;
+use crate::printable::{printable, printable_json};
 use crate::record::Folders;
 
 /// The longest time an option can ask for.
@@ -145,7 +146,7 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Standard error may be closed; the exit code still says it.
-            let _ = std::io::stderr().write_all(error.render().as_bytes());
+            let _ = std::io::stderr().write_all(printable(&error.render()).as_bytes());
             ExitCode::from(error.blame.exit_code())
         }
     }
@@ -163,8 +164,17 @@ fn init_tracing(verbose: u8) {
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 
-/// Prints to standard output; a reader that went away is no error of ours.
+/// Prints to standard output, with nothing in it that a terminal would act on; a reader that went away is no error of ours.
 fn print(text: &str) {
+    write_out(&printable(text));
+}
+
+/// Prints a JSON document to standard output, in the same way.
+fn print_json(text: &str) {
+    write_out(&printable_json(text));
+}
+
+fn write_out(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

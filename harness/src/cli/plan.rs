@@ -3,7 +3,7 @@
 use kvm::{AccelChoice, Calibration};
 
 use crate::cli::k3s::K3sArgs;
-use crate::cli::{Global, base, print, runtime, usage};
+use crate::cli::{Global, base, print, print_json, runtime, usage};
 use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::plan::{Inputs, Paths, plan};
@@ -47,7 +47,7 @@ pub(super) fn run(_global: &Global, args: Args) -> Result<u8, CommandError> {
     if args.json {
         let text = serde_json::to_string_pretty(&plan)
             .map_err(|error| CommandError::new(Blame::Harness, "encoding the plan", &error))?;
-        print(&format!("{text}\n"));
+        print_json(&format!("{text}\n"));
     } else {
         print(&plan.render_text());
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cli::{Global, print};
+use crate::cli::{Global, print, print_json};
 use crate::error::CommandError;
 use crate::lab::inventory::{LabRecord, LivingLab, living};
 use crate::reporter::human_ms;
@@ -24,7 +24,11 @@ pub(super) struct Args {
 pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
     let labs = living(&global.folders()?);
     let now = Timestamp::now();
-    print(&if args.json { json(&labs, now) } else { table(&labs, now) });
+    if args.json {
+        print_json(&json(&labs, now));
+    } else {
+        print(&table(&labs, now));
+    }
     Ok(0)
 }
 

@@ -1,6 +1,6 @@
 //! What the commands that look inside a lab have in common: finding it, reaching its guests, streams.
 
-use std::io::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::guest::{Guest, GuestError, NewsSink, SshTarget, StreamEnd, parse_private, parse_public};
 use crate::lab::inventory::{self, InventoryError, LivingLab, NodeEntry};
+use crate::printable::{Shown, ShownSync};
 use crate::record::Folders;
 
 /// How long a guest of a living lab may take to answer, before its slowness: it may still be booting.
@@ -108,7 +109,8 @@ pub(super) fn print_file(path: &Utf8Path) -> Result<u8, CommandError> {
         CommandError::new(Blame::Environment, format!("reading {path}"), error)
     };
     let mut file = std::fs::File::open(path).map_err(|error| reading(&error))?;
-    match std::io::copy(&mut file, &mut std::io::stdout().lock()) {
+    let mut out = ShownSync::new(std::io::stdout().lock());
+    match std::io::copy(&mut file, &mut out).and_then(|_| out.finish()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(reading(&error)),
         _ => Ok(0),
     }
@@ -179,6 +181,14 @@ pub(super) fn stream(of: &impl AsFd) -> Result<tokio::fs::File, CommandError> {
     }
     duplicate(of.as_fd())
         .map_err(|error| CommandError::new(Blame::Environment, "using a standard stream of this process", &error))
+}
+
+/// One of this process's standard streams for what a guest says: filtered where it is a terminal.
+///
+/// # Errors
+/// The system's.
+pub(super) fn shown(of: &(impl AsFd + IsTerminal)) -> Result<Shown<tokio::fs::File>, CommandError> {
+    Ok(Shown::new(stream(of)?, of.is_terminal()))
 }
 
 /// Runs to the end on a runtime that leaves nothing to be waited for, a read of standard input in particular.

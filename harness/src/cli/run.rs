@@ -218,7 +218,7 @@ async fn in_runtime(
 /// The reporters that write to the run folder.
 fn kept_reporters(record: &RunDir, sink: &EventSink) -> Vec<Box<dyn Reporter>> {
     match private_file(&record.path().join("events.ndjson")) {
-        Ok(file) => vec![Box::new(NdjsonReporter::new(Box::new(file)))],
+        Ok(file) => vec![Box::new(NdjsonReporter::record(file))],
         Err(error) => {
             sink.warn(format!("events are not kept: {error}"));
             Vec::new()

@@ -1,6 +1,6 @@
 //! `harness schema`: the JSON schema of a document.
 
-use crate::cli::print;
+use crate::cli::print_json;
 use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::schema::Document;
@@ -24,6 +24,6 @@ pub(super) fn run(args: Args) -> Result<u8, CommandError> {
         .document
         .schema_text()
         .map_err(|error| CommandError::new(Blame::Harness, "encoding the schema", &error))?;
-    print(&text);
+    print_json(&text);
     Ok(0)
 }

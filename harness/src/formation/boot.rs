@@ -19,9 +19,12 @@ use crate::guest::{Guest, GuestError, KeyPair, NewsSink, SshTarget, fingerprint 
 use crate::lab::evidence::EvidencePump;
 use crate::lab::inventory::{Inventory, InventoryError};
 use crate::lab::sampler::VcpuThreads;
-use crate::lab::{Lab, OwnedTools};
+use crate::lab::{Lab, OwnedTools, console};
 use crate::plan::{NodePlan, Phase};
 use crate::seedfiles::{self, NodeKeys};
+
+/// How much of its console a guest that did not answer is quoted with.
+const CONSOLE_LINES: usize = 8;
 
 /// Who the harness is in a guest.
 const USER: &str = "root";
@@ -214,21 +217,32 @@ async fn boot_one(
             patience: cx.slowdown,
             news,
         };
-        // The phase's own deadline ends the wait; this one only bounds it.
-        let guest = Guest::connect_hinted(target, cx.deadline(Phase::Boot), &hint).await.map_err(|error| {
-            let failure = Failure::from_error(Blame::Environment, "waiting for the guest to answer over SSH", &error);
-            if let GuestError::HostKeyMismatch { offered, .. } = &error {
-                match seeds.owner_of(offered) {
-                    Some(other) => not_the_node(&node.name, other),
-                    None => failure.hint("whoever answers on the forwarded port is not the guest this run has seeded"),
-                }
-            } else {
-                failure.hint(format!("nodes/{}/console.log in the run folder shows how far the guest came", node.name))
-            }
+        // Given up a little before the phase is: this end knows how often the guest was tried, and what came of it.
+        let limit = cx.deadline(Phase::Boot).mul_f64(0.99);
+        let guest = Guest::connect_hinted(target, limit, &hint).await.map_err(|error| match &error {
+            GuestError::HostKeyMismatch { offered, .. } => match seeds.owner_of(offered) {
+                Some(other) => not_the_node(&node.name, other),
+                None => Failure::from_error(Blame::Environment, "another host key than the seed's", &error)
+                    .hint("whoever answers on the forwarded port is not the guest this run has seeded"),
+            },
+            _ => unanswered(node, &error),
         })?;
         Ok(Done::new(guest, "answers over SSH"))
     })
     .await
+}
+
+/// A guest that did not answer: what was tried, and what it was last heard to say.
+fn unanswered(node: &NodePlan, error: &GuestError) -> Failure {
+    let mut failure = Failure::from_error(Blame::Environment, "the guest did not answer over SSH", error);
+    let said = console::last_words(&node.vm.console_log, CONSOLE_LINES);
+    failure = failure.because(if said.is_empty() {
+        "it has said nothing on its console".to_owned()
+    } else {
+        format!("the last it said on its console:\n{}", said.join("\n"))
+    });
+    failure.timed_out = matches!(error, GuestError::Unreachable { .. });
+    failure.hint(format!("nodes/{}/console.log in the run folder shows how far the guest came", node.name))
 }
 
 fn not_listed(cx: &Context, error: &InventoryError) {

@@ -10,7 +10,9 @@ use futures::future::join_all;
 
 use crate::formation::context::Context;
 use crate::guest::{Guest, GuestError};
+use crate::lab::Lab;
 use crate::plan::Phase;
+use crate::printable::printable;
 use crate::record::private_file;
 use crate::redact::redact;
 
@@ -43,8 +45,11 @@ const ON_FAILURE: [(&str, &str); 6] = [
     ),
 ];
 
+/// After so many items in a row without a byte, a guest is taken to be hung.
+const SILENT_MAX: u32 = 2;
+
 /// Fetches what is to be had from every node that was reached.
-pub(super) async fn collect(cx: &Context, guests: &BTreeMap<String, Guest>, failed: bool) {
+pub(super) async fn collect(cx: &Context, lab: &Lab, guests: &BTreeMap<String, Guest>, failed: bool) {
     if guests.is_empty() {
         cx.skip(Phase::Collect, "no guest was reached");
         return;
@@ -54,14 +59,24 @@ pub(super) async fn collect(cx: &Context, guests: &BTreeMap<String, Guest>, fail
     // Not raced against the alarm: it may well be what there is evidence to collect of. Each item has a deadline.
     let began = cx.begin(Phase::Collect, &format!("{} items of {} nodes", items.len(), guests.len()));
     let missed = tokio::select! {
-        missed = join_all(guests.values().map(|guest| collect_node(cx, guest, &items, deadline))) => missed.concat(),
+        missed = join_all(guests.values().map(|guest| collect_node(cx, lab, guest, &items, deadline))) => missed.concat(),
         signal = cx.guard.interruption() => vec![format!("the rest, interrupted by {signal}")],
     };
     let note = if missed.is_empty() { "complete".to_owned() } else { format!("without {}", missed.join(", ")) };
     cx.end(Phase::Collect, began, missed.is_empty(), note);
 }
 
-async fn collect_node(cx: &Context, guest: &Guest, items: &[(&str, &str)], deadline: Duration) -> Vec<String> {
+async fn collect_node(
+    cx: &Context,
+    lab: &Lab,
+    guest: &Guest,
+    items: &[(&str, &str)],
+    deadline: Duration,
+) -> Vec<String> {
+    // A guest that is gone or held would let every item run into its deadline.
+    if let Some(why) = lab.silenced(guest.node()).await {
+        return vec![format!("{} ({why})", guest.node())];
+    }
     let dir = match cx.record.node(guest.node()) {
         Ok(dir) => dir,
         Err(error) => {
@@ -71,11 +86,19 @@ async fn collect_node(cx: &Context, guest: &Guest, items: &[(&str, &str)], deadl
     };
     let each = deadline / u32::try_from(items.len().max(1)).unwrap_or(1);
     let mut missed = Vec::new();
+    let mut silent = 0;
     for (file, command) in items {
+        if silent >= SILENT_MAX {
+            missed.push(format!("{}/{file} and what follows (it does not answer any more)", guest.node()));
+            break;
+        }
         let name = format!("{}/{file}", guest.node());
         let (output, trouble) = match tokio::time::timeout(each, guest.exec(command, each)).await {
             Ok(Ok(output)) => (output, None),
-            Ok(Err(GuestError::Deadline { partial, .. })) => (*partial, Some("cut at its deadline".to_owned())),
+            Ok(Err(GuestError::Deadline { partial, .. })) => {
+                silent = if partial.stdout.is_empty() && partial.stderr.is_empty() { silent + 1 } else { 0 };
+                (*partial, Some("cut at its deadline".to_owned()))
+            }
             Ok(Err(error)) if error.is_connection() => {
                 missed.push(format!("{} ({error})", guest.node()));
                 break;
@@ -97,7 +120,8 @@ async fn collect_node(cx: &Context, guest: &Guest, items: &[(&str, &str)], deadl
             text.push_str("\n--- standard error ---\n");
             text.push_str(&String::from_utf8_lossy(&output.stderr));
         }
-        let written = private_file(&dir.join(file)).and_then(|mut out| out.write_all(redact(&text).as_bytes()));
+        let written =
+            private_file(&dir.join(file)).and_then(|mut out| out.write_all(printable(&redact(&text)).as_bytes()));
         if let Err(error) = written {
             missed.push(format!("{name} ({error})"));
         }

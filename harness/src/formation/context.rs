@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::NO_SPACE_HINT;
 use crate::event::{EventKind, EventSink, PhaseOutcome};
 use crate::exit::Blame;
 use crate::failure::Failure;
+use crate::formation::preflight::DISK_MIB_PER_NODE;
 use crate::lab::Guard;
 use crate::lab::ledger::Ticket;
 use crate::plan::{NodePlan, Phase, Plan};
@@ -143,7 +145,7 @@ impl Context {
         let result = self.guard.race(&waits_for, deadline, work).await;
         open.closed = true;
         let result = result.map_err(|failure| {
-            let failure = self.judge_deadline(failure.in_phase(phase), node);
+            let failure = self.with_figures(self.judge_deadline(failure.in_phase(phase), node));
             match node {
                 Some(node) => failure.on(node),
                 None => failure,
@@ -179,6 +181,21 @@ impl Context {
             failure.blame = Blame::Product;
         }
         failure.because(format!("last seen: {last}"))
+    }
+
+    /// A full disk is told with what is free and what the lab may need.
+    fn with_figures(&self, failure: Failure) -> Failure {
+        let Some(disks) = self.plan.nodes.first().and_then(|node| node.vm.disks.first()?.path.parent()) else {
+            return failure;
+        };
+        if !failure.is_no_space() {
+            return failure;
+        }
+        let Ok(free_mib) = images::fs::free_mib(disks) else { return failure };
+        let wanted_mib = self.plan.nodes.len() as u64 * DISK_MIB_PER_NODE;
+        let failure =
+            failure.because(format!("{free_mib} MiB are free in {disks}, the lab may need {wanted_mib} MiB there"));
+        if failure.hint.is_some() { failure } else { failure.hint(NO_SPACE_HINT) }
     }
 
     /// Announces a phase that runs after the alarm may have been raised, and so cannot be raced against it.

@@ -95,7 +95,7 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
         cx.skip(Phase::Collect, "interrupted");
     } else {
         recorder.measure_clocks();
-        collect::collect(&cx, &guests, failure.is_some()).await;
+        collect::collect(&cx, &lab, &guests, failure.is_some()).await;
     }
     let (classifier, restarts, host) = pump.finish().await;
     let standing = Standing { lab, guests, supervisor, dirs, ticket: cx.ticket.take() };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 
+use crate::error::NO_SPACE_HINT;
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::{Context, Done, millis};
@@ -63,10 +64,11 @@ async fn host_checks(plan: &Plan, tools: &OwnedTools, disks: &Utf8Path, cache: &
     let free_mib = free_mib(disks)?;
     let wanted_mib = nodes * DISK_MIB_PER_NODE;
     if free_mib < wanted_mib {
+        let nodes = if nodes == 1 { "a node".to_owned() } else { format!("{nodes} nodes") };
         return Err(Failure::environment(format!(
-            "{free_mib} MiB are free in {disks}, {nodes} nodes may need {wanted_mib} MiB"
+            "no space left for the lab: {free_mib} MiB are free in {disks}, {nodes} may need {wanted_mib} MiB"
         ))
-        .hint("free some space (`harness image gc`), or choose another folder with --state-dir"));
+        .hint(NO_SPACE_HINT));
     }
     Ok(free_mib)
 }
@@ -107,8 +109,7 @@ pub fn missing_tools(tools: &[(&str, &str)]) -> Result<(), Failure> {
 }
 
 fn free_mib(path: &Utf8Path) -> Result<u64, Failure> {
-    let stat = nix::sys::statvfs::statvfs(path.as_std_path()).map_err(|error| {
+    images::fs::free_mib(path).map_err(|error| {
         Failure::from_error(Blame::Environment, format!("asking for the free space of {path}"), &error)
-    })?;
-    Ok(stat.blocks_available() * stat.fragment_size() / (1024 * 1024))
+    })
 }

@@ -207,8 +207,9 @@ fn class_of(failure: &NoBanner) -> AttemptClass {
 fn describe(failure: &NoBanner) -> String {
     match failure {
         NoBanner::Local(e) => e.to_string(),
-        NoBanner::Ended { reason, .. } => reason.clone(),
-        NoBanner::Silent => "no banner".into(),
+        // libslirp takes every connection itself and ends it where the guest answers with a reset.
+        NoBanner::Ended { reason, .. } => format!("{reason}: the guest's network is up, its sshd is not"),
+        NoBanner::Silent => "no banner: the guest's network is not up, or the guest hangs".into(),
     }
 }
 

@@ -48,6 +48,18 @@ pub enum Alarm {
 }
 
 impl Alarm {
+    /// A guest whose first program did not take the seed, with its line.
+    #[must_use]
+    pub fn seed_failed(node: &str, line: &str) -> Self {
+        Self::Machine {
+            machine: node.to_owned(),
+            is_node: true,
+            what: "the guest could not unpack its seed".to_owned(),
+            tail: line.to_owned(),
+            blame: Blame::Harness,
+        }
+    }
+
     /// The alarm as the failure of whatever was waiting.
     #[must_use]
     pub fn to_failure(&self) -> Failure {

@@ -1,6 +1,7 @@
 //! The lab: the switches, links and machines of one run, and everything they leave on the host.
 
 pub mod alarm;
+pub mod console;
 pub mod dirs;
 pub mod evidence;
 pub mod inventory;
@@ -8,12 +9,13 @@ pub mod ledger;
 mod runner;
 pub mod sampler;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
+use images::guest::SEED_FAILED_MARK;
 use kvm::{Link, Supervisor, Switch, Vm, VmEvent};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
@@ -25,12 +27,15 @@ pub use runner::OwnedTools;
 
 use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
-use crate::failure::Failure;
+use crate::failure::{DISK_NOT_WRITTEN, Failure};
 
 /// How long QEMU and the switches may take to end when asked to.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often it is looked whether a switch has said something: a copy in memory.
 const LISTEN_EVERY: Duration = Duration::from_secs(1);
+
+/// How much of its console a guest that ended is quoted with.
+const LAST_WORDS_LINES: usize = 6;
 
 /// The machines of a run. Ended by [`Lab::teardown`].
 pub struct Lab {
@@ -41,6 +46,8 @@ pub struct Lab {
     switches: Vec<Arc<Switch>>,
     links: Vec<Arc<Link>>,
     vms: BTreeMap<String, Arc<Vm>>,
+    /// Guests that have reset themselves: what runs there now has nothing to do with what ran before.
+    reset: Arc<Mutex<BTreeSet<String>>>,
     watchers: JoinSet<()>,
 }
 
@@ -56,6 +63,7 @@ impl Lab {
             switches: Vec::new(),
             links: Vec::new(),
             vms: BTreeMap::new(),
+            reset: Arc::default(),
             watchers: JoinSet::new(),
         }
     }
@@ -131,7 +139,9 @@ impl Lab {
             self.bell.clone(),
             self.sink.clone(),
             self.recorder.clone(),
+            Arc::clone(&self.reset),
         ));
+        self.watchers.spawn(console::bound(Arc::clone(&vm), self.sink.clone()));
         self.vms.insert(name, Arc::clone(&vm));
         Ok(vm)
     }
@@ -140,6 +150,21 @@ impl Lab {
     #[must_use]
     pub fn has_machines(&self) -> bool {
         !self.vms.is_empty()
+    }
+
+    /// Why a node's guest cannot answer, where its VM is gone or held: `its QEMU killed by signal 9`, `its vCPUs are stopped (io-error)`.
+    pub async fn silenced(&self, node: &str) -> Option<String> {
+        let vm = self.vms.get(node)?;
+        if let Some(exit) = vm.try_died() {
+            return Some(format!("its QEMU {}", exit.exit));
+        }
+        if lock(&self.reset).contains(node) {
+            return Some("its guest has reset itself and boots again".to_owned());
+        }
+        // QAPI `query-status`: `running`, and in `status` why not.
+        let state = vm.execute("query-status", serde_json::Value::Null).await.ok()?;
+        let stopped = state["running"] == false;
+        stopped.then(|| format!("its vCPUs are stopped ({})", state["status"].as_str().unwrap_or("unknown")))
     }
 
     /// Completes when the last VM has ended. Cancel-safe.
@@ -196,6 +221,17 @@ async fn listen<T>(recorder: &Recorder, name: &str, output: impl Fn() -> String,
     }
 }
 
+// A panic under the lock leaves a whole set.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a guest said on its console before an event that tells of its end.
+fn last_words(vm: &Vm) -> String {
+    let said = console::last_words(&vm.spec().console_log, LAST_WORDS_LINES);
+    if said.is_empty() { String::new() } else { format!("the last it said on its console:\n{}", said.join("\n")) }
+}
+
 /// Turns what QEMU reports into events, and what no run survives into the alarm.
 async fn watch_vm(
     vm: Arc<Vm>,
@@ -203,6 +239,7 @@ async fn watch_vm(
     bell: AlarmBell,
     sink: EventSink,
     recorder: Recorder,
+    reset: Arc<Mutex<BTreeSet<String>>>,
 ) {
     let machine = vm.name().to_owned();
     let stream = Stream::qmp(&machine);
@@ -230,17 +267,24 @@ async fn watch_vm(
                 record(&VmEvent::Exited(exit));
                 return;
             }
-            Ok(VmEvent::GuestPanicked { detail }) => {
+            Ok(VmEvent::GuestPanicked { .. }) => {
                 say("GUEST_PANICKED: the guest's kernel panicked".to_owned());
-                ring("the guest's kernel panicked (GUEST_PANICKED)", detail.to_string(), Blame::Product);
+                ring("the guest's kernel panicked (GUEST_PANICKED)", last_words(&vm), Blame::Product);
             }
             Ok(VmEvent::Reset { guest: true, reason }) => {
                 say(format!("RESET: the guest reset itself ({reason})"));
-                ring("the guest reset itself (RESET)", String::new(), Blame::Product);
+                lock(&reset).insert(machine.clone());
+                ring("the guest reset itself (RESET)", last_words(&vm), Blame::Product);
             }
             Ok(VmEvent::Shutdown { guest: true, reason }) => {
                 say(format!("SHUTDOWN: the guest shut itself down ({reason})"));
-                ring("the guest shut itself down (SHUTDOWN)", reason, Blame::Product);
+                let said = last_words(&vm);
+                // The guest's first program turns off where it cannot take the seed; what it said stands before the event.
+                if let Some(at) = said.find(SEED_FAILED_MARK) {
+                    bell.ring(Alarm::seed_failed(&machine, said[at..].lines().next().unwrap_or_default()));
+                } else {
+                    ring("the guest shut itself down (SHUTDOWN)", said, Blame::Product);
+                }
             }
             Ok(VmEvent::Shutdown { guest: false, reason } | VmEvent::Reset { guest: false, reason }) => {
                 say(format!("ended or reset from outside ({reason})"));
@@ -253,8 +297,10 @@ async fn watch_vm(
             }
             // QEMU stops a guest whose disk it cannot write (QAPI: BLOCK_IO_ERROR, action "stop").
             Ok(VmEvent::Other { name, data }) if name == "BLOCK_IO_ERROR" && data["action"] == "stop" => {
-                say("BLOCK_IO_ERROR: its disk could not be written and its vCPUs are stopped".to_owned());
-                ring("its disk could not be written (is the host's disk full?)", data.to_string(), Blame::Environment);
+                say(format!("BLOCK_IO_ERROR: {DISK_NOT_WRITTEN} and its vCPUs are stopped"));
+                let why = data["reason"].as_str().unwrap_or("no reason is given");
+                let ended = format!("{DISK_NOT_WRITTEN} ({why}) and its vCPUs are stopped (BLOCK_IO_ERROR)");
+                ring(&ended, String::new(), Blame::Environment);
             }
             Ok(VmEvent::Other { .. }) => {}
             Err(RecvError::Lagged(lost)) => {

@@ -8,6 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::{Reporter, human_ms, line, mark, scope};
 use crate::event::{Event, EventKind, PhaseOutcome};
 use crate::plan::Phase;
+use crate::printable::printable;
 
 type Key = (Phase, Option<String>);
 
@@ -43,7 +44,7 @@ impl Reporter for LiveReporter {
             }
             EventKind::PhaseProgress { phase, node, message } => {
                 if let Some(bar) = self.going_on.get(&(*phase, node.clone())) {
-                    bar.set_message(message.clone());
+                    bar.set_message(printable(message).into_owned());
                 }
             }
             EventKind::PhaseFinished { phase, node, outcome, phase_elapsed_ms, attempts, note } => {
@@ -60,6 +61,7 @@ impl Reporter for LiveReporter {
                     if matches!(outcome, PhaseOutcome::Ok) { String::new() } else { format!("{} ", mark(*outcome)) };
                 let tries = if *attempts > 1 { format!(" ({attempts} attempts)") } else { String::new() };
                 let who = format!("{phase} {}", scope(node.as_deref()));
+                let note = printable(note);
                 self.say(&format!("{sign} {who:<21} {:>9}  {word}{note}{tries}", human_ms(*phase_elapsed_ms)));
             }
             EventKind::RunFinished { .. } => {
@@ -70,7 +72,7 @@ impl Reporter for LiveReporter {
             }
             other => {
                 if let Some(text) = line(other) {
-                    self.say(&text);
+                    self.say(&printable(&text));
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::{Reporter, line};
 use crate::event::Event;
+use crate::printable::printable;
 
 /// Writes `[  12.3 s] phase node …` lines.
 pub(super) struct PlainReporter {
@@ -21,6 +22,7 @@ impl Reporter for PlainReporter {
         let (Some(out), Some(text)) = (self.out.as_mut(), line(&event.event)) else {
             return;
         };
+        let text = printable(&text);
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of a run are far below 2^52")]
         let seconds = event.elapsed_ms as f64 / 1000.0;
         if writeln!(out, "[{seconds:7.1} s] {text}").and_then(|()| out.flush()).is_err() {

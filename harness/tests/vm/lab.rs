@@ -67,13 +67,17 @@ impl Bench {
 
     /// Starts a run whose events can be read, its errors going to the test's own.
     pub(crate) fn start(&self, scenario: &str) -> Started {
-        let mut child = self
-            .harness(&["run", scenario, "--k3s", "standin", "--format", "json"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let events = BufReader::new(child.stdout.take().unwrap());
-        Started { child, events }
+        Started::new(self.harness(&["run", scenario, "--k3s", "standin", "--format", "json"]))
+    }
+
+    /// `harness exec server-1 -- COMMAND`, whatever becomes of it.
+    pub(crate) fn exec(&self, command: &str) -> Output {
+        self.harness(&["exec", "server-1", "--", command]).output().unwrap()
+    }
+
+    /// The verdict of the newest run.
+    pub(crate) fn verdict(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.newest_run().join("verdict.json")).unwrap()).unwrap()
     }
 
     pub(crate) fn newest_run(&self) -> PathBuf {
@@ -178,16 +182,31 @@ pub(crate) struct Started {
 }
 
 impl Started {
+    /// Starts a run whose standard output is its events.
+    pub(crate) fn new(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let events = BufReader::new(child.stdout.take().unwrap());
+        Self { child, events }
+    }
+
     /// Reads events until a phase starts; `boot` until the first guest boots, after its disks were laid.
     #[track_caller]
     pub(crate) fn wait_for_phase(&mut self, phase: &str) {
+        self.wait_for(phase, |event| {
+            let started = &event["phase-started"];
+            started["phase"] == phase && (phase != "boot" || started["node"].is_string())
+        });
+    }
+
+    /// Reads events until one of this kind.
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) {
         let mut seen = Vec::new();
         loop {
             let mut line = String::new();
-            assert!(self.events.read_line(&mut line).unwrap() > 0, "the run ended before {phase}: {seen:#?}");
+            assert!(self.events.read_line(&mut line).unwrap() > 0, "the run ended before {what}: {seen:#?}");
             let event: Value = serde_json::from_str(&line).unwrap();
-            let started = &event["event"]["phase-started"];
-            if started["phase"] == phase && (phase != "boot" || started["node"].is_string()) {
+            if wanted(&event["event"]) {
                 return;
             }
             seen.push(line);

@@ -7,6 +7,10 @@
 
 mod lab;
 
+mod bad_guest;
+mod bad_host;
+mod ended;
+
 mod formation;
 mod keep;
 mod ownership;

@@ -46,33 +46,6 @@ fn ctrl_c_once_tears_down_in_order() {
 }
 
 #[test]
-fn ctrl_c_twice_ends_at_once() {
-    let bench = Bench::new();
-    let mut run = bench.start("simple");
-    run.wait_for_phase("identify");
-    run.signal(Signal::SIGINT);
-    run.signal(Signal::SIGTERM);
-    let (code, _) = run.finish();
-    assert_eq!(code, Some(130));
-    bench.assert_gone_within(GONE_WITHIN);
-}
-
-#[test]
-fn a_qemu_killed_from_outside_ends_the_wait_and_is_named() {
-    let bench = Bench::new();
-    let mut run = bench.start("smoke");
-    run.wait_for_phase("primary");
-    bench.kill_one("qemu-system-x86_64");
-    let began = std::time::Instant::now();
-    let (code, _) = run.finish();
-    assert_eq!(code, Some(3), "a killed QEMU is the environment's doing");
-    assert!(began.elapsed() < Duration::from_secs(15), "the wait went on for {:?}", began.elapsed());
-    bench.assert_clean();
-    let verdict = std::fs::read_to_string(bench.newest_run().join("verdict.json")).unwrap();
-    assert!(verdict.contains("QEMU killed by signal 9"), "{verdict}");
-}
-
-#[test]
 fn a_switch_killed_from_outside_ends_the_wait_and_is_named() {
     let bench = Bench::new();
     let mut run = bench.start("smoke");

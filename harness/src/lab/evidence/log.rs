@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::event::EventSink;
+use crate::printable::printable;
 use crate::record::private_file;
 
 /// How many lines of one kind pass one by one within a window; the rest are counted.
@@ -43,6 +44,7 @@ impl EvidenceLog {
     /// Adds a line.
     pub(super) fn line(&mut self, text: &str) {
         let Some(out) = self.out.as_mut() else { return };
+        let text = printable(text);
         self.written_bytes += text.len() as u64 + 1;
         if self.written_bytes > self.max_bytes {
             self.flush();

@@ -11,7 +11,6 @@ use tokio::sync::Notify;
 use verdict::{Evidence, Source};
 
 use super::Shared;
-use crate::exit::Blame;
 use crate::lab::alarm::Alarm;
 use crate::redact::redact;
 
@@ -75,13 +74,7 @@ fn take(node: &str, source: &Source, console: Option<&ConsoleWatch>, shared: &Sh
     }
     for line in lines {
         if let Some(at) = console.and_then(|console| line.find(console.seed_failed_mark)) {
-            shared.bell.ring(Alarm::Machine {
-                machine: node.to_owned(),
-                is_node: true,
-                what: "the guest could not unpack its seed".to_owned(),
-                tail: line[at..].to_owned(),
-                blame: Blame::Environment,
-            });
+            shared.bell.ring(Alarm::seed_failed(node, &line[at..]));
         }
         let line = redact(&line).into_owned();
         shared.observe(&Evidence::new(Some(node), source.clone(), Some(Timestamp::now()), line));
