@@ -122,6 +122,14 @@ pub enum Error {
         /// What the switch shows.
         found: String,
     },
+    /// A switch has ended a port that this process held.
+    #[error("switch port {port} is closed: {why}")]
+    PortClosed {
+        /// `SWITCH:PORT`.
+        port: String,
+        /// How that was seen.
+        why: String,
+    },
     /// The speed of a guest could not be measured.
     #[error("calibration under {accel}: {what}")]
     Calibration {

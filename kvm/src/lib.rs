@@ -25,7 +25,7 @@ pub use mac::{Mac, MacError};
 pub use process::{CommandSpec, ExitInfo, Process, Sink, Stdin, Supervisor, Survivor};
 pub use qmp::{Qmp, QmpError, QmpEvent};
 pub use spec::{DiskFormat, DiskSpec, NicBackend, NicSpec, SpecError, VmSpec, argv};
-pub use vde::{Link, LinkExit, PortSpec, Switch, SwitchExit, SwitchSpec, SwitchSpecError};
+pub use vde::{FRAME_MAX_BYTES, Link, LinkExit, Port, PortSpec, Switch, SwitchExit, SwitchSpec, SwitchSpecError};
 pub use vm::{Vm, VmEvent, VmExit};
 
 /// The longest path a unix socket can have on Linux: `sun_path` is 108 bytes, one of which ends the text (unix(7)).

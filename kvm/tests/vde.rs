@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use kvm::{Error, Link, PortSpec, Supervisor, Switch, SwitchSpec};
+use kvm::{Error, FRAME_MAX_BYTES, Link, Port, PortSpec, Supervisor, Switch, SwitchSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -169,6 +169,61 @@ async fn a_link_carries_the_trunk_between_switches_and_its_end_is_seen() {
     timeout(GRACE, link.died()).await.unwrap();
     assert!(matches!(right.command("showinfo").await, Err(Error::SwitchExited(_))));
     left.command("showinfo").await.unwrap();
+    assert!(sup.shutdown(GRACE).await.is_empty());
+}
+
+/// The next frame at a port of this process.
+async fn at(port: &Port) -> Vec<u8> {
+    let mut frame = vec![0; FRAME_MAX_BYTES];
+    let length = timeout(ARRIVES, port.receive(&mut frame)).await.unwrap().unwrap();
+    frame.truncate(length);
+    frame
+}
+
+#[tokio::test]
+async fn this_process_is_a_port_like_any_other_and_sees_its_end() {
+    let (_dir, dir) = temp();
+    let sup = Supervisor::new().unwrap();
+    let ports = vec![port(1, None, &[100, 200]), port(2, Some(200), &[]), port(3, Some(100), &[])];
+    let switch = Switch::start(spec(&dir, "sw", ports), &sup).await.unwrap();
+    let own = Port::plug(&switch, 2, "the harness").await.unwrap();
+    assert_eq!(own.name(), "sw:2");
+    assert_eq!(switch.plugged(2).await.unwrap(), [std::process::id()]);
+    switch.verify().await.unwrap();
+
+    // It is on the planned port: VLAN 200 without its tag, and nothing of VLAN 100.
+    let mut trunk = Plug::new(&switch, 1).await;
+    trunk.send(&frame(Some(100), "another VLAN")).await;
+    trunk.send(&frame(Some(200), "to the harness")).await;
+    assert_eq!(at(&own).await, frame(None, "to the harness"));
+    own.send(&frame(None, "and back")).await.unwrap();
+    assert_eq!(trunk.receive().await.unwrap(), frame(Some(200), "and back"));
+
+    // One port is held once by this process, and is free again when it is dropped, with nothing left behind.
+    let error = Port::plug(&switch, 2, "again").await.unwrap_err();
+    assert!(error.to_string().starts_with("could not make the socket of a switch port"), "{error}");
+    own.send(&frame(None, "still plugged in")).await.unwrap();
+    assert_eq!(trunk.receive().await.unwrap(), frame(Some(200), "still plugged in"));
+    drop(own);
+    timeout(ARRIVES, async { while !switch.plugged(2).await.unwrap().is_empty() {} }).await.unwrap();
+    let own = Port::plug(&switch, 2, "the harness").await.unwrap();
+    let error = Port::plug(&switch, 9, "nobody").await.unwrap_err();
+    assert!(error.to_string().contains("port 9 could not be had for nobody: it has no such port"), "{error}");
+
+    // The switch's death ends a wait for frames at once.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(switch.pid() as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let mut room = [0; 64];
+    let error = timeout(GRACE, own.receive(&mut room)).await.unwrap().unwrap_err();
+    assert!(error.to_string().starts_with("switch port sw:2 is closed: "), "{error}");
+    assert!(matches!(own.send(&[0; 64]).await, Err(Error::PortClosed { .. })));
+    let error = Port::plug(&switch, 3, "too late").await.unwrap_err();
+    assert!(matches!(error, Error::SwitchExited(_)), "{error}");
+    drop(own);
+    // The switch could not clean up after itself; this side has.
+    let own = format!(".{}-", std::process::id());
+    let left =
+        std::fs::read_dir(dir.join("sw")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.starts_with(&own)).collect::<Vec<_>>(), Vec::<String>::new());
     assert!(sup.shutdown(GRACE).await.is_empty());
 }
 

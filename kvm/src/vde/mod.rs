@@ -4,6 +4,7 @@
 
 mod link;
 mod mgmt;
+mod port;
 mod switch;
 mod table;
 
@@ -19,6 +20,7 @@ use crate::spec::SpecError;
 use crate::{UNIX_PATH_MAX_BYTES, socket_path_fits};
 
 pub use link::Link;
+pub use port::{FRAME_MAX_BYTES, Port};
 pub use switch::Switch;
 
 /// The highest VLAN `vde_switch` 2.3.2 takes; it refuses 4094, which 802.1Q would allow, and uses 4095 for "none".

@@ -149,7 +149,7 @@ impl Switch {
     }
 
     /// A management failure, or, where the switch has ended, that.
-    async fn or_exit<T>(&self, result: Result<T, String>) -> Result<T, Error> {
+    pub(super) async fn or_exit<T>(&self, result: Result<T, String>) -> Result<T, Error> {
         match result {
             Ok(value) => Ok(value),
             Err(what) => Err(match timeout(EXIT_AFTER_CLOSE, self.died()).await {
