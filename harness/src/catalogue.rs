@@ -28,6 +28,7 @@ const FILES: &[(&str, &str)] = &[
     ("hung-io.yaml", include_str!("../catalogue/hung-io.yaml")),
     ("name-resolution.yaml", include_str!("../catalogue/name-resolution.yaml")),
     ("net-vlan.yaml", include_str!("../catalogue/net-vlan.yaml")),
+    ("no-lease.yaml", include_str!("../catalogue/no-lease.yaml")),
     ("not-ready-yet.yaml", include_str!("../catalogue/not-ready-yet.yaml")),
     ("oom-killed.yaml", include_str!("../catalogue/oom-killed.yaml")),
     ("port-in-use.yaml", include_str!("../catalogue/port-in-use.yaml")),

@@ -8,6 +8,15 @@ use std::fmt::Write as _;
 use images::seed::SeedFile;
 
 use crate::plan::{AddressPlan, BondPlan, NodePlan, Plan};
+use crate::scenario::Addressing;
+
+/// What asks for an address in a `[Network]` section.
+const DHCP: &str = "DHCP=ipv4";
+
+/// By the MAC, which is what the reservation goes by; and nothing but the address is taken from the server: routes, names
+/// and the hostname are known here.
+const DHCP_OPTIONS: &str = "\n[DHCPv4]\nClientIdentifier=mac\nUseDNS=no\nUseNTP=no\nUseSIP=no\nUseDomains=no\nUseHostname=no\n\
+                            UseMTU=no\nUseTimezone=no\nUseRoutes=no\nUseGateway=no\n";
 
 /// A node's SSH keys in OpenSSH's formats.
 #[derive(Clone)]
@@ -108,9 +117,17 @@ fn carried(node: &NodePlan, interface: &str) -> Vec<String> {
         .filter(|address| address.parent == interface)
         .map(|address| match address.vlan {
             Some(_) => format!("VLAN={}", address.interface),
-            None => format!("Address={}/{}", address.address, address.prefix),
+            None => addressed(address),
         })
         .collect()
+}
+
+/// How an interface comes by its address.
+fn addressed(address: &AddressPlan) -> String {
+    match address.by {
+        Addressing::Static => format!("Address={}/{}", address.address, address.prefix),
+        Addressing::Dhcp => DHCP.to_owned(),
+    }
 }
 
 fn vlan(address: &AddressPlan, files: &mut Files) {
@@ -118,7 +135,7 @@ fn vlan(address: &AddressPlan, files: &mut Files) {
     let name = &address.interface;
     let netdev = format!("[NetDev]\nName={name}\nKind=vlan\n\n[VLAN]\nId={vlan}\n");
     files.add(&format!("/etc/systemd/network/30-{name}.netdev"), 0o644, &netdev);
-    files.network(30, name, &[format!("Address={}/{}", address.address, address.prefix)]);
+    files.network(30, name, &[addressed(address)]);
 }
 
 fn line(text: &str) -> String {
@@ -149,12 +166,15 @@ impl Files {
             text.push_str(line);
             text.push('\n');
         }
+        if lines.iter().any(|line| line == DHCP) {
+            text.push_str(DHCP_OPTIONS);
+        }
         self.add(&format!("/etc/systemd/network/{order}-{name}.network"), 0o644, &text);
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::plan::tests::plan_of;
 
@@ -175,9 +195,13 @@ mod tests {
         files.iter().map(show).collect::<Vec<_>>().join("\n")
     }
 
+    pub(crate) fn page_of(plan: &Plan, node: &NodePlan) -> String {
+        page(&seed_files(plan, node, &keys()))
+    }
+
     #[test]
     fn seeds_of_the_shipped_scenarios() {
-        for name in ["smoke", "simple", "vlans", "bonding-vlans"] {
+        for name in ["smoke", "simple", "dhcp-simple", "vlans", "bonding-vlans"] {
             let plan = plan_of(name);
             let last = plan.nodes.last().unwrap();
             insta::assert_snapshot!(format!("seed_{name}"), page(&seed_files(&plan, last, &keys())));

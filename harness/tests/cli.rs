@@ -20,7 +20,7 @@ fn dir() -> tempfile::TempDir {
 fn list_shows_every_shipped_scenario_and_profile() {
     let dir = dir();
     let mut out = harness(&dir).arg("list").assert().success();
-    for name in ["smoke", "simple", "vlans", "bonding-vlans"] {
+    for name in ["smoke", "simple", "dhcp-simple", "vlans", "bonding-vlans"] {
         out = out.stdout(predicate::str::contains(name));
     }
 }

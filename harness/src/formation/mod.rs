@@ -160,7 +160,7 @@ async fn form(
     pump: &mut EvidencePump,
     guests: &mut BTreeMap<String, Guest>,
 ) -> Result<(), Failure> {
-    network::start_switches(cx, lab).await?;
+    let leases = network::start_switches(cx, lab).await?;
     let seeds = boot::Seeds::make(cx)?;
     boot::lay_disks(cx, tools, &seeds, &image.root, dirs.disks()).await?;
     let inventory = seeds.inventory(cx, dirs.disks());
@@ -168,7 +168,7 @@ async fn form(
     let guests = &*guests;
 
     let every = cx.plan.nodes.iter().filter_map(|node| Some((node, guests.get(&node.name)?))).collect::<Vec<_>>();
-    let interfaces = every.iter().map(|(node, guest)| network::check_interfaces(cx, guest, node));
+    let interfaces = every.iter().map(|(node, guest)| network::check_interfaces(cx, guest, node, &leases));
     futures::future::try_join_all(interfaces).await?;
     let mut expected = BTreeMap::new();
     for (node, _) in &every {

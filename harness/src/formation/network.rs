@@ -5,23 +5,26 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use kvm::Mac;
 use tokio::io::AsyncReadExt as _;
+use tokio::time::Instant;
 
 use crate::exit::Blame;
 use crate::failure::Failure;
-use crate::formation::context::{Context, Done};
+use crate::formation::context::{Context, Done, millis};
 use crate::guest::Guest;
 use crate::lab::Lab;
+use crate::lab::dhcp::Leases;
 use crate::plan::{GuestCheck, NodePlan, Phase};
 
 /// How often a path is tried: the first frames may be lost while a bond and the switches learn who is where.
 const PATH_ATTEMPTS: u32 = 3;
 
-/// Starts the plan's switches and joins them.
+/// Starts the plan's switches, joins them, and plugs the DHCP servers in; what is known of each one's leases.
 ///
 /// # Errors
 /// The environment's failure.
-pub(super) async fn start_switches(cx: &Context, lab: &mut Lab) -> Result<(), Failure> {
+pub(super) async fn start_switches(cx: &Context, lab: &mut Lab) -> Result<Vec<Leases>, Failure> {
     let plan = &cx.plan;
     cx.phase(Phase::Network, None, "the switches and their VLAN trunks", async {
         for switch in &plan.switches {
@@ -36,18 +39,42 @@ pub(super) async fn start_switches(cx: &Context, lab: &mut Lab) -> Result<(), Fa
         for link in &plan.links {
             lab.add_link((position(&link.a.switch)?, link.a.port), (position(&link.b.switch)?, link.b.port)).await?;
         }
-        Ok(Done::new((), format!("{} switches, {} links", plan.switches.len(), plan.links.len())))
+        let mut leases = Vec::new();
+        for server in &plan.dhcp {
+            leases.push(lab.add_dhcp(server).await?);
+        }
+        let counted = [
+            count(plan.switches.len(), "switch", "switches"),
+            count(plan.links.len(), "link", "links"),
+            count(plan.dhcp.len(), "DHCP server", "DHCP servers"),
+        ];
+        Ok(Done::new(leases, counted.into_iter().flatten().collect::<Vec<_>>().join(", ")))
     })
     .await
+}
+
+/// `2 switches`, `1 link`; nothing of what there is none of.
+fn count(how_many: usize, one: &str, more: &str) -> Option<String> {
+    match how_many {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        _ => Some(format!("{how_many} {more}")),
+    }
 }
 
 /// Looks that a guest's own interfaces are as planned: addresses up, VLAN links there, the bond's legs alive.
 ///
 /// # Errors
 /// What is not as planned when the deadline is over.
-pub(super) async fn check_interfaces(cx: &Context, guest: &Guest, node: &NodePlan) -> Result<(), Failure> {
+pub(super) async fn check_interfaces(
+    cx: &Context,
+    guest: &Guest,
+    node: &NodePlan,
+    leases: &[Leases],
+) -> Result<(), Failure> {
     cx.phase(Phase::Network, Some(&node.name), "the profile's addresses, bond and VLAN links", async {
         let limit = cx.deadline(Phase::Network);
+        let leased = leased(node, leases, in_guest(limit)).await?;
         let output = guest
             .exec(&wait_script(node, limit), limit)
             .await
@@ -68,10 +95,44 @@ pub(super) async fn check_interfaces(cx: &Context, guest: &Guest, node: &NodePla
             .lines()
             .find_map(|line| line.strip_prefix("bond "))
             .map_or_else(String::new, |bond| format!(", {bond}"));
-        let addresses = node.addresses.iter().map(|a| format!("{} {}", a.interface, a.address)).collect::<Vec<_>>();
-        Ok(Done::new((), format!("{}{note}", addresses.join(", "))))
+        let addresses = node.addresses.iter().map(|address| {
+            let by = leased.get(&address.network).map(|after| format!(" by DHCP in {} ms", millis(*after)));
+            format!("{} {}{}", address.interface, address.address, by.unwrap_or_default())
+        });
+        Ok(Done::new((), format!("{}{note}", addresses.collect::<Vec<_>>().join(", "))))
     })
     .await
+}
+
+/// Waits until every lease of the node is granted; how long each took from its first message on, by network.
+async fn leased(node: &NodePlan, leases: &[Leases], limit: Duration) -> Result<BTreeMap<String, Duration>, Failure> {
+    let until = Instant::now() + limit;
+    let mut all = BTreeMap::new();
+    for leases in leases {
+        let Some(mac) =
+            node.addresses.iter().find(|a| a.network == leases.network()).and_then(|a| node.mac_of(&a.parent))
+        else {
+            continue;
+        };
+        match tokio::time::timeout_at(until, leases.leased(mac)).await {
+            Ok(after) => all.insert(leases.network().to_owned(), after),
+            Err(_) => return Err(no_lease(node, leases, mac)),
+        };
+    }
+    Ok(all)
+}
+
+fn no_lease(node: &NodePlan, leases: &Leases, mac: Mac) -> Failure {
+    let network = leases.network();
+    let mut failure =
+        Failure::new(Blame::Usage, format!("{} got no lease on network {network}: {}", node.name, leases.why_not(mac)));
+    for stranger in leases.strangers() {
+        failure = failure.because(stranger);
+    }
+    failure.hint(format!(
+        "dhcp.log in the run folder has every DHCP message that reached the server, nodes/{}/journal.log what systemd-networkd says; compare the VLANs in plan.json",
+        node.name
+    ))
 }
 
 /// Every node reaches every other on every network of the profile.
@@ -137,6 +198,12 @@ async fn reach(cx: &Context, guest: &Guest, address: IpAddr) -> Result<(), Strin
         .unwrap_or_else(|_| Err(format!("no answer from {address}:22 within {limit:.0?}")))
 }
 
+/// How long to wait for what is to happen in a guest, so that what is missing can be named before the phase's deadline: on a
+/// busy host a round of looks takes far longer than the pause in it.
+fn in_guest(limit: Duration) -> Duration {
+    limit.saturating_sub((limit / 5).max(Duration::from_secs(5)))
+}
+
 /// Waits in the guest until everything is there, with cheap looks at files, and says what is missing otherwise.
 ///
 /// A leg of a bond without a carrier is not waited for until the deadline: a cable does not come late. Where nothing else
@@ -185,9 +252,7 @@ fn wait_script(node: &NodePlan, limit: Duration) -> String {
         };
         script.push_str(&format!("{{ {test}; }} || {{ m=\"$m;{words}\"; other=1; }}\n"));
     }
-    // Left to the guest only so long that its answer is here before the phase's deadline, by its own clock: on a busy
-    // host a round takes far longer than the pause in it.
-    let seconds = limit.saturating_sub((limit / 5).max(Duration::from_secs(5))).as_secs().max(1);
+    let seconds = in_guest(limit).as_secs().max(1);
     let patience = (seconds / 8).max(3);
     format!(
         "read -r up _ </proc/uptime\nend=$((${{up%.*}}+{seconds}))\nsince=\nwhile :; do\nm=\nother=\n{script}[ -z \"$m\" ] && break\n\
@@ -195,4 +260,27 @@ fn wait_script(node: &NodePlan, limit: Duration) -> String {
          if [ -z \"$other\" ]; then since=${{since:-${{up%.*}}}}; [ $((${{up%.*}}-since)) -lt {patience} ] || end=0; else since=; fi\n\
          if [ ${{up%.*}} -ge $end ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.25\ndone\n{note}exit 0\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::dhcp::open_leases;
+    use crate::plan::tests::plan_of;
+
+    /// The switch drops what a node asks: the wait ends by itself, and says where the question should have arrived.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_never_comes_is_named_with_what_was_seen_of_it() {
+        let plan = plan_of("dhcp-simple");
+        let (_book, leases) = open_leases(&plan.dhcp[0]);
+        let failure = leased(&plan.nodes[1], &[leases], Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!(
+            failure.one_line(),
+            "server-2 got no lease on network cluster: its DISCOVER was never seen on switch access port 3"
+        );
+        assert_eq!(failure.blame, Blame::Usage);
+        // A node that has its addresses by itself waits for nothing.
+        let none = leased(&plan_of("simple").nodes[1], &[], Duration::ZERO).await.unwrap();
+        assert!(none.is_empty());
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod alarm;
 pub mod console;
+pub mod dhcp;
 pub mod dirs;
 pub mod evidence;
 pub mod inventory;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use images::guest::SEED_FAILED_MARK;
-use kvm::{Link, Supervisor, Switch, Vm, VmEvent};
+use kvm::{Link, Port, Supervisor, Switch, Vm, VmEvent};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 
@@ -28,6 +29,8 @@ pub use runner::OwnedTools;
 use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
 use crate::failure::{DISK_NOT_WRITTEN, Failure};
+use crate::lab::dhcp::{DhcpServer, Leases};
+use crate::plan::DhcpPlan;
 
 /// How long QEMU and the switches may take to end when asked to.
 const GRACE: Duration = Duration::from_secs(3);
@@ -36,6 +39,8 @@ const LISTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// How much of its console a guest that ended is quoted with.
 const LAST_WORDS_LINES: usize = 6;
+/// How long after a switch port was closed the switch's end may be seen, which then is the cause.
+const SWITCH_END_WITHIN: Duration = Duration::from_secs(2);
 
 /// The machines of a run. Ended by [`Lab::teardown`].
 pub struct Lab {
@@ -120,6 +125,39 @@ impl Lab {
         });
         self.links.push(link);
         Ok(())
+    }
+
+    /// Plugs the harness's own DHCP server into its switch, and watches it.
+    ///
+    /// # Errors
+    /// The environment's failure.
+    pub async fn add_dhcp(&mut self, plan: &DhcpPlan) -> Result<Leases, Failure> {
+        let Some(switch) = self.switches.iter().find(|switch| switch.name() == plan.switch).cloned() else {
+            return Err(Failure::new(
+                Blame::Harness,
+                format!("the plan has no switch {} for a DHCP server", plan.switch),
+            ));
+        };
+        let machine = format!("DHCP server of network {}", plan.network);
+        let port = Port::plug(&switch, plan.port, &machine)
+            .await
+            .map_err(|error| Failure::from_error(Blame::Environment, format!("plugging in the {machine}"), &error))?;
+        let (server, leases) = DhcpServer::new(plan, port, self.recorder.clone());
+        let bell = self.bell.clone();
+        self.watchers.spawn(async move {
+            let end = server.serve().await;
+            // A switch that died has its own watcher, which says more.
+            if tokio::time::timeout(SWITCH_END_WITHIN, switch.died()).await.is_err() {
+                bell.ring(Alarm::Machine {
+                    machine,
+                    is_node: false,
+                    what: end.to_string(),
+                    tail: String::new(),
+                    blame: Blame::Environment,
+                });
+            }
+        });
+        Ok(leases)
     }
 
     /// Starts a VM and watches it from then on.

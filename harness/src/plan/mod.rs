@@ -3,6 +3,7 @@
 //! Pure: no file, process, clock or random number is touched, so that the same inputs give the same plan, `harness plan`
 //! works anywhere, and the rest of the harness only carries out what is written here.
 
+mod dhcp;
 mod k3s;
 mod model;
 mod network;
@@ -19,8 +20,8 @@ use kvm::{Calibration, HostFacts, SpecError};
 pub use crate::scenario::Phase;
 pub use k3s::{API_PORT, TOKEN_PLACEHOLDER};
 pub use model::{
-    AddressPlan, BondPlan, GuestCheck, HostPlan, LinkEnd, LinkPlan, MgmtPlan, NicPlan, NodePlan, Oversubscription,
-    PhasePlan, PhaseScope, Plan, PrewarmPlan,
+    AddressPlan, BondPlan, DhcpPlan, GuestCheck, HostPlan, LinkEnd, LinkPlan, MgmtPlan, NicPlan, NodePlan,
+    Oversubscription, PhasePlan, PhaseScope, Plan, PrewarmPlan, ReservationPlan,
 };
 pub use vcpus::auto_vcpus;
 
@@ -137,8 +138,10 @@ pub fn plan(scenario: &Scenario, profile: &Profile, inputs: &Inputs) -> Result<P
         })
         .collect();
     let oversubscription = vcpus::oversubscription(vcpus.iter().sum(), inputs.host.cores);
-    let layout = network::layout(scenario, profile, inputs)?;
+    let mut layout = network::layout(scenario, profile, inputs)?;
+    let mut dhcp = dhcp::servers(profile, &mut layout)?;
     let nodes = nodes::nodes(scenario, profile, inputs, &vcpus, &layout)?;
+    dhcp::reserve(&mut dhcp, &nodes);
     let phases = phases::phases(scenario, &nodes, inputs, &oversubscription);
     let mut warnings = network::warnings(scenario, profile);
     warnings.extend(oversubscription.warning.clone());
@@ -172,6 +175,7 @@ pub fn plan(scenario: &Scenario, profile: &Profile, inputs: &Inputs) -> Result<P
         oversubscription,
         switches: layout.switches,
         links: layout.links,
+        dhcp,
         nodes,
         settle_ms: scenario.settle_ms,
         prewarm: PrewarmPlan::default(),

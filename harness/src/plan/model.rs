@@ -6,7 +6,7 @@ use images::airgap::AirgapImages;
 use kvm::{Accel, Mac, SwitchSpec, VmSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::scenario::{BondMode, Expect, Phase, Role};
+use crate::scenario::{Addressing, BondMode, Expect, Phase, Role};
 
 /// Everything a run would do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -38,6 +38,9 @@ pub struct Plan {
     pub switches: Vec<SwitchSpec>,
     /// What joins them.
     pub links: Vec<LinkPlan>,
+    /// The harness's own DHCP servers, one per network that has its addresses from one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dhcp: Vec<DhcpPlan>,
     /// The nodes; the first is the server the others join.
     pub nodes: Vec<NodePlan>,
     /// How long etcd and the API have to stay good after each join.
@@ -125,6 +128,38 @@ pub struct LinkEnd {
     pub port: u16,
 }
 
+/// A DHCP server of the harness, on a port of a switch like any machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct DhcpPlan {
+    /// The network it serves.
+    pub network: String,
+    /// The switch it is plugged into.
+    pub switch: String,
+    /// The port of it; it carries the network untagged.
+    pub port: u16,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Prefix length.
+    pub prefix: u8,
+    /// How long a lease lasts; clients renew it after half of that.
+    pub lease_s: u32,
+    /// Who gets which address. Nobody else gets one.
+    pub reservations: Vec<ReservationPlan>,
+}
+
+/// An address kept for one MAC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ReservationPlan {
+    /// The node.
+    pub node: String,
+    /// The MAC it asks with.
+    pub mac: Mac,
+    /// The address it gets.
+    pub address: Ipv4Addr,
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NodePlan {
@@ -167,6 +202,15 @@ pub struct NodePlan {
     pub vm: VmSpec,
     /// The command line that follows from it.
     pub argv: Vec<String>,
+}
+
+impl NodePlan {
+    /// The MAC of a NIC or bond of this node.
+    #[must_use]
+    pub fn mac_of(&self, interface: &str) -> Option<Mac> {
+        let bond = self.bond.iter().find(|bond| bond.name == interface).map(|bond| bond.mac);
+        bond.or_else(|| self.nics.iter().find(|nic| nic.name == interface).map(|nic| nic.mac))
+    }
 }
 
 /// The management NIC: user-mode network, SSH only.
@@ -229,6 +273,9 @@ pub struct AddressPlan {
     pub address: Ipv4Addr,
     /// Prefix length.
     pub prefix: u8,
+    /// How the node gets it.
+    #[serde(default, skip_serializing_if = "Addressing::is_static")]
+    pub by: Addressing,
 }
 
 /// Something that has to hold in a guest's network.

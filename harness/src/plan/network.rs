@@ -19,6 +19,8 @@ pub(super) struct Layout {
     pub(super) links: Vec<LinkPlan>,
     /// Per node, in the scenario's order.
     pub(super) ports: Vec<NodePorts>,
+    /// Per network with a DHCP server, in the profile's order.
+    pub(super) dhcp_macs: Vec<Mac>,
 }
 
 pub(super) struct NodePorts {
@@ -66,9 +68,9 @@ pub(super) fn layout(scenario: &Scenario, profile: &Profile, inputs: &Inputs) ->
             socket_path_fits(path).map_err(|source| PlanError::Switch { switch: switch.name.clone(), source })?;
         }
     }
-    let ports = ports(scenario, profile, inputs, &mut switches)?;
+    let (ports, dhcp_macs) = ports(scenario, profile, inputs, &mut switches)?;
     let links = if profile.joined { join(profile, &mut switches) } else { Vec::new() };
-    Ok(Layout { switches, links, ports })
+    Ok(Layout { switches, links, ports, dhcp_macs })
 }
 
 fn ports(
@@ -76,7 +78,7 @@ fn ports(
     profile: &Profile,
     inputs: &Inputs,
     switches: &mut [SwitchSpec],
-) -> Result<Vec<NodePorts>, PlanError> {
+) -> Result<(Vec<NodePorts>, Vec<Mac>), PlanError> {
     let carried: BTreeMap<&str, Carried> = (profile.nics.iter())
         .map(|nic| {
             let bond = profile.bond.as_ref().filter(|bond| bond.members.contains(&nic.name));
@@ -90,7 +92,11 @@ fn ports(
             .chain(profile.nics.iter().map(|nic| nic.name.as_str()))
             .map(move |nic| (inputs.lab.as_str(), node, nic))
     };
-    let mut macs = Mac::derive_unique(scenario.nodes.iter().flat_map(|node| names(node.name.as_str())))?.into_iter();
+    let servers: Vec<_> = (profile.networks.iter().filter(|network| network.dhcp_server().is_some()))
+        .map(|network| (inputs.lab.as_str(), "dhcp", network.name.as_str()))
+        .collect();
+    let nics = scenario.nodes.iter().flat_map(|node| names(node.name.as_str()));
+    let mut macs = Mac::derive_unique(nics.chain(servers))?.into_iter();
     // One address per name asked for, so the iterator cannot run dry before the names do.
     let mut next_mac = || macs.next().ok_or(kvm::MacError::TooMany { asked: 0 });
     let mut nodes = Vec::new();
@@ -108,7 +114,8 @@ fn ports(
         }
         nodes.push(NodePorts { mgmt, nics });
     }
-    Ok(nodes)
+    // What is left belongs to the servers.
+    Ok((nodes, macs.collect()))
 }
 
 /// Joins each switch to the next: a chain has no loop, and VDE switches run no spanning tree by default.
@@ -126,7 +133,7 @@ fn join(profile: &Profile, switches: &mut [SwitchSpec]) -> Vec<LinkPlan> {
 }
 
 /// Ports are numbered from 1 in the order they are given out.
-fn next_port(switch: &SwitchSpec) -> u16 {
+pub(super) fn next_port(switch: &SwitchSpec) -> u16 {
     u16::try_from(switch.ports.len()).unwrap_or(u16::MAX).saturating_add(1)
 }
 

@@ -89,6 +89,7 @@ fn addresses(node: &ScenarioNode, index: u32, profile: &Profile) -> Result<Vec<A
                 vlan,
                 address: network.subnet.host(index).ok_or_else(no_address)?,
                 prefix: network.subnet.prefix(),
+                by: network.addresses,
             })
         })
         .collect()

@@ -18,6 +18,7 @@ impl Plan {
         let mut page = Page(String::new());
         self.head(&mut page);
         self.network(&mut page);
+        self.dhcp(&mut page);
         for node in &self.nodes {
             node.render(&mut page);
         }
@@ -73,6 +74,22 @@ impl Plan {
         }
         for link in &self.links {
             page.line(1, &format!("{} port {} = {} port {}", link.a.switch, link.a.port, link.b.switch, link.b.port));
+        }
+    }
+
+    fn dhcp(&self, page: &mut Page) {
+        if self.dhcp.is_empty() {
+            return;
+        }
+        page.title("DHCP servers, the harness's own");
+        for server in &self.dhcp {
+            let at = format!("{}/{} at {}", server.address, server.prefix, server.mac);
+            let port = format!("switch {} port {}", server.switch, server.port);
+            page.line(1, &format!("network {}: {at}, {port}, leases of {} s", server.network, server.lease_s));
+            let width = server.reservations.iter().map(|held| held.node.len()).max().unwrap_or(0);
+            for held in &server.reservations {
+                page.line(2, &format!("{:width$}  {}  gets {}", held.node, held.mac, held.address));
+            }
         }
     }
 
@@ -137,7 +154,8 @@ impl NodePlan {
         for address in &self.addresses {
             let vlan = address.vlan.map(|vlan| format!("VLAN {vlan}")).unwrap_or_else(|| "untagged".to_owned());
             let cluster = if address.address == self.cluster_ip { ", cluster address" } else { "" };
-            let what = format!("{}/{}, network {}{cluster}", address.address, address.prefix, address.network);
+            let by = if address.by.is_static() { "" } else { " by DHCP" };
+            let what = format!("{}/{}{by}, network {}{cluster}", address.address, address.prefix, address.network);
             dev(page, &address.interface, vlan, what);
         }
         page.blank();

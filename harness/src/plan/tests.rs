@@ -6,9 +6,9 @@ use camino::Utf8Path;
 use kvm::{Accel, Calibration, HostFacts};
 
 use super::*;
-use crate::scenario::{Loaded, Role, ScenarioNode, load};
+use crate::scenario::{Addressing, Loaded, Role, ScenarioNode, load};
 
-const SHIPPED: [&str; 4] = ["smoke", "simple", "vlans", "bonding-vlans"];
+const SHIPPED: [&str; 5] = ["smoke", "simple", "dhcp-simple", "vlans", "bonding-vlans"];
 
 pub(crate) fn inputs() -> Inputs {
     Inputs {
@@ -155,6 +155,40 @@ fn a_bond_over_switches_that_are_not_joined_is_warned_of() {
     let plan = plan(&loaded.scenario, &loaded.profile, &inputs()).unwrap();
     assert!(plan.links.is_empty());
     assert!(plan.warnings.iter().any(|warning| warning.contains("not joined")), "{:?}", plan.warnings);
+}
+
+#[test]
+fn a_dhcp_server_is_on_its_networks_vlan_and_reserves_by_the_mac_that_asks() {
+    let mut loaded = shipped("bonding-vlans");
+    let static_macs = plan_of("bonding-vlans").nodes.iter().map(|node| node.vm.nics.clone()).collect::<Vec<_>>();
+    for network in &mut loaded.profile.networks {
+        (network.addresses, network.lease_s) = (Addressing::Dhcp, Some(60));
+    }
+    let plan = plan(&loaded.scenario, &loaded.profile, &inputs()).unwrap();
+    assert_eq!(plan.nodes.iter().map(|node| node.vm.nics.clone()).collect::<Vec<_>>(), static_macs);
+    let [cluster, storage] = plan.dhcp.as_slice() else { panic!("{:?}", plan.dhcp) };
+    assert_eq!(
+        (cluster.network.as_str(), cluster.address.to_string(), cluster.lease_s),
+        ("cluster", "192.168.200.254".to_owned(), 60)
+    );
+    assert_ne!(cluster.mac, storage.mac);
+    // The preferred leg's switch, untagged in the network's VLAN and in no other.
+    let port = |server: &DhcpPlan| {
+        let switch = plan.switches.iter().find(|switch| switch.name == server.switch).unwrap();
+        let port = switch.ports.iter().find(|port| port.port == server.port).unwrap();
+        (switch.name.clone(), port.native_vlan, port.tagged_vlans.len())
+    };
+    assert_eq!(
+        [cluster, storage].map(port),
+        [("access-a".to_owned(), Some(200), 0), ("access-a".to_owned(), Some(100), 0)]
+    );
+    for (node, held) in plan.nodes.iter().zip(&cluster.reservations) {
+        let bond = node.bond.as_ref().unwrap();
+        assert_eq!((&held.node, held.mac, held.address), (&node.name, bond.mac, node.cluster_ip));
+        assert!(node.k3s_args.windows(2).any(|pair| pair == ["--node-ip", &held.address.to_string()]));
+    }
+    let seed = crate::seedfiles::tests::page_of(&plan, &plan.nodes[1]);
+    assert!(!seed.contains("192.168.200.2/24") && seed.matches("DHCP=ipv4\n").count() == 2, "{seed}");
 }
 
 #[test]

@@ -1,18 +1,21 @@
 //! What a scenario or profile must be beyond its types, each finding with its place in the file.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use images::yaml::{Segment, YamlError};
 
 use super::Phase;
 use super::model::{Outcome, Role, Scenario, Vcpus};
-use super::profile::{Profile, Subnet};
+use super::profile::{Addressing, Profile, Subnet};
 use super::{MANAGEMENT_CIDR, MAX_NODES, POD_CIDR, SERVICE_CIDR};
 
 /// Longest name of a network interface: `IFNAMSIZ` of `linux/if.h` is 16 bytes, one of which ends the text.
 const MAX_INTERFACE_BYTES: usize = 15;
 /// Longest settle period.
 const MAX_SETTLE_MS: u64 = 600_000;
+/// Shortest and longest DHCP lease: time enough to renew it on a busy host, and a week.
+const LEASE_S: RangeInclusive<u32> = 10..=604_800;
 
 /// Phases whose only work is to prevent failures.
 const PREVENTIONS: [Phase; 3] = [Phase::Sanitize, Phase::Prewarm, Phase::Settle];
@@ -237,6 +240,17 @@ fn networks(profile: &Profile, nics: &[&str], doc: Document<'_>) -> Result<(), Y
         }
         subnets.push((format!("network `{}`", network.name), network.subnet));
     }
+    for (index, network) in profile.networks.iter().enumerate() {
+        let Some(lease_s) = network.lease_s else { continue };
+        let place = &path!["networks", index, "lease_s"];
+        if network.addresses != Addressing::Dhcp {
+            return Err(doc.at(place, "a lease without DHCP").expected("`lease_s` only with `addresses: dhcp`"));
+        }
+        if !LEASE_S.contains(&lease_s) {
+            let message = format!("a lease of {lease_s} s");
+            return Err(doc.at(place, message).expected(format!("{} to {}", LEASE_S.start(), LEASE_S.end())));
+        }
+    }
     let names: Vec<&str> = profile.networks.iter().map(|network| network.name.as_str()).collect();
     known(&profile.cluster_network, "network", &names, &path!["cluster_network"], doc)
 }
@@ -249,11 +263,14 @@ pub(super) fn together(
     profile_doc: Document<'_>,
 ) -> Result<(), YamlError> {
     for (index, network) in profile.networks.iter().enumerate() {
-        if (network.subnet.hosts() as usize) < scenario.nodes.len() {
+        let server = u32::from(network.dhcp_server().is_some());
+        let room = network.subnet.hosts() - server;
+        if (room as usize) < scenario.nodes.len() {
             let message = format!(
-                "{} has room for {} nodes, scenario `{}` has {}",
+                "{} has room for {room} node{}{}, scenario `{}` has {}",
                 network.subnet,
-                network.subnet.hosts(),
+                if room == 1 { "" } else { "s" },
+                if server > 0 { " besides its DHCP server" } else { "" },
                 scenario.name,
                 scenario.nodes.len()
             );

@@ -32,6 +32,7 @@ const SHIPPED_SCENARIOS: &[(&str, &str)] = shipped! {
     "vlans": "vlans.yaml",
     "bonding-vlans": "bonding-vlans.yaml",
     "bonding-vlans-3": "bonding-vlans-3.yaml",
+    "dhcp-simple": "dhcp-simple.yaml",
     "simple-agent": "simple-agent.yaml",
     "vlans-broken": "vlans-broken.yaml",
 };
@@ -40,6 +41,7 @@ const SHIPPED_PROFILES: &[(&str, &str)] = shipped! {
     "simple": "profiles/simple.yaml",
     "vlans": "profiles/vlans.yaml",
     "bonding-vlans": "profiles/bonding-vlans.yaml",
+    "dhcp-simple": "profiles/dhcp-simple.yaml",
 };
 
 /// Where a scenario or profile came from.

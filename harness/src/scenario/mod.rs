@@ -15,7 +15,7 @@ mod tests;
 
 pub use load::{Listed, LoadError, Loaded, Source, list_profiles, list_scenarios, load};
 pub use model::{DEFAULT_K3S, Expect, Outcome, Role, Scenario, ScenarioNode, Vcpus};
-pub use profile::{Bond, BondMode, Network, Nic, Profile, Subnet};
+pub use profile::{Addressing, Bond, BondMode, Network, Nic, Profile, Subnet};
 pub use verdict::Phase;
 
 /// Most nodes in one scenario.

@@ -86,9 +86,41 @@ pub struct Network {
     pub vlan: Option<u16>,
     /// Its subnet.
     pub subnet: Subnet,
+    /// How the nodes get their addresses on it.
+    #[serde(default, skip_serializing_if = "Addressing::is_static")]
+    pub addresses: Addressing,
+    /// How long a DHCP lease lasts; clients renew it after half of that. None means longer than any run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 604_800))]
+    pub lease_s: Option<u32>,
+}
+
+/// How the nodes of a network get their addresses; which address is whose is the plan's either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Addressing {
+    /// Each node is configured with its own.
+    #[default]
+    Static,
+    /// Each node asks the lab's DHCP server, which has the last address of the subnet and a reservation for every node's MAC.
+    Dhcp,
+}
+
+impl Addressing {
+    /// Whether nodes are configured with their addresses.
+    #[must_use]
+    pub const fn is_static(&self) -> bool {
+        matches!(self, Self::Static)
+    }
 }
 
 impl Network {
+    /// The address of its DHCP server, where it has one: the last one of its subnet.
+    #[must_use]
+    pub fn dhcp_server(&self) -> Option<Ipv4Addr> {
+        (self.addresses == Addressing::Dhcp).then(|| self.subnet.host(self.subnet.hosts())).flatten()
+    }
+
     /// The interface that has the address when `vlan` is in use: the parent, or `PARENT.VLAN`.
     #[must_use]
     pub fn interface(&self, vlan: Option<u16>) -> String {

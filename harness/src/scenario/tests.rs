@@ -82,7 +82,7 @@ fn what_is_shipped_is_right() {
     let scenarios = list_scenarios(base);
     assert_eq!(
         scenarios.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
-        ["bonding-vlans", "bonding-vlans-3", "simple", "simple-agent", "smoke", "vlans", "vlans-broken"]
+        ["bonding-vlans", "bonding-vlans-3", "dhcp-simple", "simple", "simple-agent", "smoke", "vlans", "vlans-broken"]
     );
     for listed in scenarios.iter().chain(&list_profiles(base)) {
         assert!(listed.valid, "{listed:?}");
@@ -144,7 +144,17 @@ fn no_such_scenario() {
     let LoadError::Unknown { known, .. } = error else { panic!("{error}") };
     assert_eq!(
         known,
-        ["bonding-vlans", "bonding-vlans-3", "lab", "simple", "simple-agent", "smoke", "vlans", "vlans-broken"]
+        [
+            "bonding-vlans",
+            "bonding-vlans-3",
+            "dhcp-simple",
+            "lab",
+            "simple",
+            "simple-agent",
+            "smoke",
+            "vlans",
+            "vlans-broken"
+        ]
     );
     let error = load("./nowhere.yaml", &folder.path()).unwrap_err();
     assert!(matches!(error, LoadError::Read { .. }), "{error}");
@@ -228,6 +238,9 @@ fn wrong_profiles() {
         ("192.168.200.0/24", "192.168.100.128/25"),
         ("192.168.200.0/24", "224.0.0.0/24"),
         ("cluster_network: cluster", "cluster_network: clusters"),
+        ("subnet: 192.168.200.0/24", "subnet: 192.168.200.0/24, addresses: dhpc"),
+        ("subnet: 192.168.200.0/24", "subnet: 192.168.200.0/24, lease_s: 60"),
+        ("subnet: 192.168.200.0/24", "subnet: 192.168.200.0/24, addresses: dhcp, lease_s: 5"),
     ]);
     insta::assert_snapshot!(seen);
 }
@@ -238,6 +251,14 @@ fn a_subnet_without_room_for_the_nodes() {
     let scenario = format!("name: lab\ndescription: d\nprofile: net\nnodes:\n{nodes}");
     let folder = Folder::new(&scenario, Some(&PROFILE.replace("192.168.100.0/24", "192.168.100.0/30")));
     insta::assert_snapshot!(folder.refusal());
+}
+
+#[test]
+fn a_dhcp_server_takes_an_address_of_its_subnet() {
+    let scenario = SCENARIO.replace("profile: simple", "profile: net");
+    let profile = |dhcp: &str| PROFILE.replace("192.168.100.0/24", &format!("192.168.100.0/30{dhcp}"));
+    Folder::new(&scenario, Some(&profile(""))).load().unwrap();
+    insta::assert_snapshot!(Folder::new(&scenario, Some(&profile(", addresses: dhcp"))).refusal());
 }
 
 #[test]

@@ -72,6 +72,35 @@ fn vlans_forms() {
     assert_passed(&bench, &run, &["server-1", "server-2"]);
 }
 
+/// Addresses by DHCP, from the harness's own server. Leases are so short that the guests renew theirs in the run: by unicast,
+/// after they have asked for the server's hardware address.
+#[test]
+fn dhcp_simple_forms_on_reserved_addresses_that_are_renewed() {
+    let bench = Bench::new();
+    let shipped = include_str!("../../../scenarios/profiles/dhcp-simple.yaml");
+    bench.write(
+        "scenarios/profiles/dhcp-simple.yaml",
+        &shipped.replace("addresses: dhcp", "addresses: dhcp, lease_s: 30"),
+    );
+    let run = bench.run("dhcp-simple", &[]);
+    assert_passed(&bench, &run, &["server-1", "server-2"]);
+    assert!(run.stdout().contains("eth1 192.168.1.2 by DHCP in "), "the network phase does not tell of the lease");
+    let log = std::fs::read_to_string(run.dir.join("dhcp.log")).unwrap();
+    for (node, address) in [("server-1", "192.168.1.1"), ("server-2", "192.168.1.2")] {
+        for said in [
+            "DISCOVER: OFFER of ADDRESS",
+            "REQUEST of ADDRESS: ACK of ADDRESS for 30 s",
+            "REQUEST to renew ADDRESS: ACK of ADDRESS for 30 s",
+        ] {
+            let said = said.replace("ADDRESS", address);
+            let seen =
+                log.lines().any(|line| line.contains(&format!(" network cluster: {node} (")) && line.ends_with(&said));
+            assert!(seen, "{node}: no {said} in\n{log}");
+        }
+    }
+    assert!(!log.contains("NAK") && !log.contains("not answered"), "{log}");
+}
+
 #[test]
 fn simple_agent_joins_a_worker() {
     let bench = Bench::new();

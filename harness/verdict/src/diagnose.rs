@@ -56,6 +56,7 @@ fn infer_parts(name: &str) -> (Option<String>, Option<String>, SourceKind) {
     let source = match stem {
         "qemu" | "qemu-stderr" | "qmp" => SourceKind::Qemu,
         "vde" | "switch" => SourceKind::Vde,
+        "dhcp" => SourceKind::Dhcp,
         "harness" | "events" => SourceKind::Harness,
         "ssh" => SourceKind::Ssh,
         "dmesg" | "kernel" => SourceKind::Kernel,
@@ -339,6 +340,7 @@ mod tests {
         assert_eq!(show("runs/r1/nodes/alpha/qmp.log"), "alpha qemu");
         assert_eq!(show("runs/r1/nodes/alpha/ssh.log"), "alpha ssh");
         assert_eq!(show("runs/r1/vde.log"), "- vde");
+        assert_eq!(show("runs/r1/dhcp.log"), "- dhcp");
         assert_eq!(show("runs/r1/nodes/alpha/console.log"), "alpha unknown");
         assert_eq!(show("server-1/nodes/console.log"), "server-1 unknown");
         assert_eq!(show("server-1-journal.log.gz"), "server-1 unknown");

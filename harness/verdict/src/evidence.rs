@@ -28,6 +28,8 @@ pub enum SourceKind {
     Curl,
     /// A virtual switch.
     Vde,
+    /// The lab's DHCP server.
+    Dhcp,
     /// SSH, seen from the host.
     Ssh,
     /// An image or CI build step.
@@ -50,6 +52,7 @@ impl fmt::Display for SourceKind {
             Self::Qemu => "qemu",
             Self::Curl => "curl",
             Self::Vde => "vde",
+            Self::Dhcp => "dhcp",
             Self::Ssh => "ssh",
             Self::Build => "build",
             Self::Harness => "harness",
@@ -102,6 +105,11 @@ impl Source {
     /// The virtual switches and the links between them.
     pub fn vde() -> Self {
         Self::new(SourceKind::Vde, "vde")
+    }
+
+    /// The lab's DHCP servers.
+    pub fn dhcp() -> Self {
+        Self::new(SourceKind::Dhcp, "dhcp")
     }
 
     /// A statement of the harness about its own run, such as a failed identity check.

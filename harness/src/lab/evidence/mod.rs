@@ -107,6 +107,12 @@ impl Stream {
         Self { node: None, source: Source::vde() }
     }
 
+    /// The DHCP servers.
+    #[must_use]
+    pub fn dhcp() -> Self {
+        Self { node: None, source: Source::dhcp() }
+    }
+
     /// Its file below the run folder.
     fn file(&self) -> String {
         match &self.node {
@@ -346,6 +352,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod testing;
+pub(in crate::lab) mod testing;
 #[cfg(test)]
 mod tests;

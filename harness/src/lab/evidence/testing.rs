@@ -9,16 +9,16 @@ use crate::lab::alarm::{Guard, alarm};
 use crate::lab::sampler::HostSampler;
 use crate::record::{RunDir, RunHeader};
 
-pub(super) struct Bench {
+pub(in crate::lab) struct Bench {
     _state: tempfile::TempDir,
-    pub(super) record: RunDir,
-    pub(super) pump: EvidencePump,
-    pub(super) guard: Guard,
-    pub(super) events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+    pub(in crate::lab) record: RunDir,
+    pub(in crate::lab) pump: EvidencePump,
+    pub(in crate::lab) guard: Guard,
+    pub(in crate::lab) events: tokio::sync::mpsc::UnboundedReceiver<Event>,
 }
 
 impl Bench {
-    pub(super) fn new() -> Self {
+    pub(in crate::lab) fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
         let header = RunHeader {
             schema_version: 1,
@@ -41,7 +41,7 @@ impl Bench {
     }
 
     /// Warnings since the last call.
-    pub(super) fn warnings(&mut self) -> Vec<String> {
+    pub(in crate::lab) fn warnings(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.events.try_recv().ok())
             .filter_map(|event| match event.event {
                 EventKind::Warning { message } => Some(message),
