@@ -23,6 +23,15 @@ fn list_shows_every_shipped_scenario_and_profile() {
     for name in ["smoke", "simple", "dhcp-simple", "vlans", "bonding-vlans"] {
         out = out.stdout(predicate::str::contains(name));
     }
+    // Where a file comes from is told of those that are not part of the binary, from where the reader stands.
+    let smoke = include_str!("../../scenarios/smoke.yaml");
+    std::fs::create_dir(dir.path().join("scenarios")).unwrap();
+    std::fs::write(dir.path().join("scenarios/smoke.yaml"), smoke).unwrap();
+    let listed = harness(&dir).arg("list").output().unwrap().stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    let lines: Vec<_> = listed.lines().filter(|line| line.ends_with(')')).collect();
+    let [line] = lines[..] else { panic!("{listed}") };
+    assert!(line.starts_with("  smoke ") && line.ends_with(" (./scenarios/smoke.yaml)"), "{line}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::cli::{base, print, print_json};
 use crate::error::CommandError;
-use crate::scenario::{Listed, list_profiles, list_scenarios};
+use crate::scenario::{Listed, Source, list_profiles, list_scenarios};
 
 /// `harness list`
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,15 @@ fn table(listed: &[Listed]) -> String {
     let mut out = String::new();
     for one in listed {
         let flag = if one.valid { "" } else { "INVALID: " };
-        let _ = writeln!(out, "  {:width$}  {flag}{} ({})", one.name, one.description, one.source);
+        let source = match &one.source {
+            Source::Shipped => String::new(),
+            // Below the working folder, as a person there would write it.
+            Source::File(path) => match path.strip_prefix(base()) {
+                Ok(below) => format!(" (./{below})"),
+                Err(_) => format!(" ({path})"),
+            },
+        };
+        let _ = writeln!(out, "  {:width$}  {flag}{}{source}", one.name, one.description);
     }
     out
 }

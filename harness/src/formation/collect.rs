@@ -48,6 +48,11 @@ const ON_FAILURE: [(&str, &str); 6] = [
 /// After so many items in a row without a byte, a guest is taken to be hung.
 const SILENT_MAX: u32 = 2;
 
+/// `1 item`, `2 items`.
+fn counted(how_many: usize, what: &str) -> String {
+    format!("{how_many} {what}{}", if how_many == 1 { "" } else { "s" })
+}
+
 /// Fetches what is to be had from every node that was reached.
 pub(super) async fn collect(cx: &Context, lab: &Lab, guests: &BTreeMap<String, Guest>, failed: bool) {
     if guests.is_empty() {
@@ -57,7 +62,8 @@ pub(super) async fn collect(cx: &Context, lab: &Lab, guests: &BTreeMap<String, G
     let items = ALWAYS.iter().chain(if failed { &ON_FAILURE[..] } else { &[] }).copied().collect::<Vec<_>>();
     let deadline = cx.deadline(Phase::Collect);
     // Not raced against the alarm: it may well be what there is evidence to collect of. Each item has a deadline.
-    let began = cx.begin(Phase::Collect, &format!("{} items of {} nodes", items.len(), guests.len()));
+    let began =
+        cx.begin(Phase::Collect, &format!("{} of {}", counted(items.len(), "item"), counted(guests.len(), "node")));
     let missed = tokio::select! {
         missed = join_all(guests.values().map(|guest| collect_node(cx, lab, guest, &items, deadline))) => missed.concat(),
         signal = cx.guard.interruption() => vec![format!("the rest, interrupted by {signal}")],

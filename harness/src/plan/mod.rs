@@ -137,7 +137,11 @@ pub fn plan(scenario: &Scenario, profile: &Profile, inputs: &Inputs) -> Result<P
             Vcpus::Count(count) => count,
         })
         .collect();
-    let oversubscription = vcpus::oversubscription(vcpus.iter().sum(), inputs.host.cores);
+    let oversubscription = {
+        let total = vcpus.iter().sum();
+        let all_auto = scenario.nodes.iter().all(|node| node.vcpus == Vcpus::Auto);
+        vcpus::oversubscription(total, inputs.host.cores, all_auto)
+    };
     let mut layout = network::layout(scenario, profile, inputs)?;
     let mut dhcp = dhcp::servers(profile, &mut layout)?;
     let nodes = nodes::nodes(scenario, profile, inputs, &vcpus, &layout)?;
