@@ -183,7 +183,7 @@ impl Context {
         failure.because(format!("last seen: {last}"))
     }
 
-    /// A full disk is told with what is free and what the lab may need.
+    /// A full disk is told with what is free and what the lab may need; the host's, for a guest may speak of its own.
     fn with_figures(&self, failure: Failure) -> Failure {
         let Some(disks) = self.plan.nodes.first().and_then(|node| node.vm.disks.first()?.path.parent()) else {
             return failure;
@@ -193,6 +193,9 @@ impl Context {
         }
         let Ok(free_mib) = images::fs::free_mib(disks) else { return failure };
         let wanted_mib = self.plan.nodes.len() as u64 * DISK_MIB_PER_NODE;
+        if free_mib >= wanted_mib {
+            return failure;
+        }
         let failure =
             failure.because(format!("{free_mib} MiB are free in {disks}, the lab may need {wanted_mib} MiB there"));
         if failure.hint.is_some() { failure } else { failure.hint(NO_SPACE_HINT) }
