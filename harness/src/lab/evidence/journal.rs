@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use jiff::Timestamp;
+use verdict::dialect::ansi;
 use verdict::{Evidence, Source};
 
 use super::clock::ClockBook;
@@ -65,8 +66,10 @@ fn take_entry(
     let stamp = at.unwrap_or_else(Timestamp::now).strftime("%Y-%m-%dT%H:%M:%S%.6f+0000").to_string();
     let mut take = |line: &str| {
         let text = format!("{who}{pid}: {line}");
-        // journald's short-iso-precise form.
-        file.line(&format!("{stamp} {node} {text}"));
+        // journald's short-iso-precise form; colours come off as they do in the classifier, so that a later diagnosis of
+        // the file sees the same.
+        let plain = ansi::strip(text.as_bytes());
+        file.line(&format!("{stamp} {node} {}", String::from_utf8_lossy(&plain)));
         shared.observe(&Evidence::new(Some(node), Source::journal(), at, text));
     };
     message.lines().for_each(&mut take);
@@ -136,6 +139,20 @@ mod tests {
         let warnings = bench.warnings();
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("No space left on device"), "{warnings:?}");
+    }
+
+    #[tokio::test]
+    async fn colours_come_off_and_what_else_a_terminal_acts_on_is_escaped() {
+        let bench = testing::Bench::new();
+        let shared = Arc::clone(&bench.pump.shared);
+        let sshd = Sshd::start();
+        let mut clock = ClockBook::new(sshd.guest().await, Arc::clone(&shared));
+        let path = bench.record.path().join("journal.log");
+        let mut file = EvidenceLog::create(&path, "the journal", 1 << 20, &shared.sink);
+        take_entry("server-1", entry("\x1b[31mFATA\x1b[0m[0000] \x07 \u{9b}2J"), &mut file, &mut clock, &shared);
+        file.flush();
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.ends_with(" server-1 k3s[7]: FATA[0000] \\x07 \\x9b2J\n"), "{text}");
     }
 
     #[tokio::test]
