@@ -138,3 +138,38 @@ fn help_lists_the_exit_codes() {
     let dir = dir();
     harness(&dir).arg("--help").assert().success().stdout(predicate::str::contains("130  interrupted"));
 }
+
+#[test]
+fn a_file_in_the_working_folder_wins_over_what_is_shipped() {
+    let dir = dir();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let plan = || {
+        let out = harness(&dir).args(["plan", "smoke", "--json", "--no-measure"]).assert().success();
+        serde_json::from_slice::<serde_json::Value>(&out.get_output().stdout).unwrap()
+    };
+    let shipped = plan();
+    write(
+        "scenarios/smoke.yaml",
+        "name: smoke\ndescription: my own\nprofile: simple\nnodes:\n  - {name: mine, role: server}\n",
+    );
+    let own_scenario = plan();
+    assert_eq!((&own_scenario["description"], &own_scenario["nodes"][0]["name"]), (&"my own".into(), &"mine".into()));
+    assert_eq!(own_scenario["nodes"][0]["addresses"], shipped["nodes"][0]["addresses"], "the profile is shipped");
+    write(
+        "scenarios/profiles/simple.yaml",
+        "name: simple\ndescription: my own\nswitches: [mine]\nnics: [{name: eth1, switch: mine}]\n\
+         networks: [{name: cluster, parent: eth1, subnet: 10.9.0.0/24}]\ncluster_network: cluster\n",
+    );
+    assert_eq!(plan()["nodes"][0]["cluster_ip"], "10.9.0.1");
+    // The recipe is read before anything is made; its place is that of the file.
+    write("images/recipes/debian-k3s.yaml", "name: debian-k3s\nsuite: [mine]\n");
+    harness(&dir)
+        .args(["run", "smoke", "--k3s", "standin"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("images/recipes/debian-k3s.yaml:2:8"));
+}

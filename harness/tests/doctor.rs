@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use assert_cmd::Command;
-use camino::Utf8Path;
-use harness::lab::ledger::{Claim, Host, Ledger, Policy};
+use camino::{Utf8Path, Utf8PathBuf};
+use harness::lab::ledger::{Claim, Host, LEDGER_ENV, Ledger, Policy};
 use predicates::prelude::*;
 
 /// A harness in an empty folder, with nothing of the host's configuration.
@@ -17,8 +17,14 @@ fn harness(dir: &tempfile::TempDir) -> Command {
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())
         .env("HOME", dir.path())
-        .env("XDG_RUNTIME_DIR", dir.path());
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .env(LEDGER_ENV, ledger_of(dir));
     command
+}
+
+/// The ledger these harnesses share with the test and with nobody else.
+fn ledger_of(dir: &tempfile::TempDir) -> Utf8PathBuf {
+    Utf8Path::from_path(dir.path()).unwrap().join("ledger")
 }
 
 #[test]
@@ -63,10 +69,9 @@ fn a_folder_that_cannot_be_used_is_a_problem_with_its_remedy() {
 #[test]
 fn a_run_beside_a_lab_that_takes_the_machine_says_which_it_is() {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = Utf8Path::from_path(dir.path()).unwrap().join("harness");
     let claim = Claim { lab: "k3v9xa".into(), scenario: "vlans".into(), vcpus: 1000, memory_mib: 0 };
     let runtime_of_test = tokio::runtime::Runtime::new().unwrap();
-    let ledger = Ledger::at(&runtime);
+    let ledger = Ledger::at(&ledger_of(&dir));
     let host = || Host { cores: 2, memory_available_mib: 0 };
     let ticket = runtime_of_test.block_on(ledger.admit(claim, Policy::default(), host, |_| ())).unwrap();
 
@@ -93,7 +98,7 @@ fn a_run_beside_a_lab_that_takes_the_machine_says_which_it_is() {
 #[test]
 fn a_run_that_waits_goes_on_when_the_other_lab_ends() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::at(&Utf8Path::from_path(dir.path()).unwrap().join("harness"));
+    let ledger = Ledger::at(&ledger_of(&dir));
     let claim = Claim { lab: "k3v9xa".into(), scenario: "vlans".into(), vcpus: 1000, memory_mib: 0 };
     let host = || Host { cores: 2, memory_available_mib: 0 };
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -107,6 +112,7 @@ fn a_run_that_waits_goes_on_when_the_other_lab_ends() {
         .current_dir(dir.path())
         .env("HOME", dir.path())
         .env("XDG_RUNTIME_DIR", dir.path())
+        .env(LEDGER_ENV, ledger_of(&dir))
         .env_remove("XDG_STATE_HOME")
         .env_remove("XDG_CACHE_HOME")
         .stdout(std::process::Stdio::piped())

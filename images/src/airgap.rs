@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::download::{OnEvent, Options};
 use crate::downloads::Lease;
 use crate::k3s::{K3sError, K3sSource, host_release};
-use crate::recipe::GuestFile;
+use crate::payload::GuestFile;
 use crate::release::is_version;
 
 /// Where k3s looks for images to import before it asks a registry (k3s documentation, "Air-Gap Install").

@@ -10,7 +10,7 @@ use crate::airgap::AirgapImages;
 use crate::download::{BASE_URL_ENV, DownloadError, OnEvent, Options};
 use crate::downloads::Lease;
 use crate::elf::{self, ElfError};
-use crate::recipe::{GuestBinary, GuestFile};
+use crate::payload::{GuestBinary, GuestFile};
 use crate::release::{Arch, Release, is_version};
 
 /// Environment variable that names the stand-in's binary.

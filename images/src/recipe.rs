@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use crate::payload::GuestBinary;
 use crate::yaml::{self, Segment, YamlError};
 
 /// Longest chain of `extends`.
@@ -53,36 +54,6 @@ pub struct Units {
     pub enable: BTreeSet<String>,
     /// Units linked to `/dev/null`.
     pub mask: BTreeSet<String>,
-}
-
-/// A binary supplied to a build for one of the recipe's `binaries`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GuestBinary {
-    /// The recipe's name for it, such as `k3s`.
-    pub name: String,
-    /// The file on this host.
-    pub path: Utf8PathBuf,
-    /// SHA-256 of its content, hexadecimal.
-    pub sha256: String,
-    /// What every output calls it.
-    pub label: String,
-    /// Debian packages it needs besides the recipe's.
-    pub extra_packages: Vec<String>,
-    /// Files that are laid into the image with it.
-    pub files: Vec<GuestFile>,
-}
-
-/// A file of this host that is laid into an image, owned by root.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GuestFile {
-    /// The file on this host.
-    pub path: Utf8PathBuf,
-    /// SHA-256 of its content, hexadecimal.
-    pub sha256: String,
-    /// Its absolute path in the guest.
-    pub guest_path: String,
-    /// Permission bits.
-    pub mode: u32,
 }
 
 /// Why a recipe cannot be used.

@@ -18,7 +18,7 @@ use crate::download::{Client, DownloadError, DownloadEvent, OnEvent, Options, Wa
 use crate::downloads::Lease;
 use crate::elf::{self, Machine};
 use crate::lock;
-use crate::recipe::GuestFile;
+use crate::payload::GuestFile;
 
 /// The cache's folder of releases.
 pub(crate) const FOLDER: &str = "k3s";

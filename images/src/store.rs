@@ -24,7 +24,8 @@ use crate::build::{BuildEvent, INITRD, KERNEL, OnEvent, Plan, ROOT, ROOTFS_TAR, 
 use crate::error::Error;
 use crate::lock::{self, Held};
 use crate::manifest::{LEASE, Manifest, sync_folder};
-use crate::recipe::{GuestBinary, Recipe};
+use crate::payload::GuestBinary;
+use crate::recipe::Recipe;
 use crate::tool::ToolRunner;
 use crate::{elf, fs};
 

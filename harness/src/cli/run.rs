@@ -159,7 +159,7 @@ async fn in_runtime(
             vcpus: plan.oversubscription.vcpus,
         });
         let admission = Admission {
-            ledger: Ledger::at(&folders.runtime),
+            ledger: Ledger::host_wide(),
             policy: Policy { wait_max: args.wait_for_host, ..Policy::default() },
         };
         Ok(Ingredients {

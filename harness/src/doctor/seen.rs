@@ -154,7 +154,7 @@ pub async fn look(folders: &Folders, base: &Utf8Path) -> Result<Seen, kvm::Error
     let tools = futures::future::join_all(needed.into_iter().map(|tool| tools::find(tool, &runner))).await;
     let containment_fault = containment(&runner).await.err();
     let host = kvm::host_facts();
-    let labs = Ledger::at(&folders.runtime).living_within(LEDGER_DEADLINE).await;
+    let labs = Ledger::host_wide().living_within(LEDGER_DEADLINE).await;
     let folders_seen = folders_seen(folders, &runner).await;
     let needs = needs(base, &host, &accel, folders);
     let (standin, standin_fault) = match K3sSource::Standin.resolve() {

@@ -139,6 +139,7 @@ fn bad() -> Seen {
         pid: 4242,
         since: Timestamp::UNIX_EPOCH,
         memory_used_mib: 1000,
+        user: None,
     }];
     seen.folders[0].free_mib = Some(1_500);
     seen.folders[1].file_system = "9p".to_owned();

@@ -1,22 +1,29 @@
 //! The ledger's files. Whoever has a [`Book`] has the ledger's lock.
 //!
-//! `lock` is the ledger's own; `NUMBER-LAB` is a claim, NUMBER counting up with every claim that is made.
+//! In a user's folder `lock` is that user's own; `NUMBER-LAB` is a claim, NUMBER counting up with every claim that is made
+//! by anybody.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Claim, Entry, LedgerError, MAX_CLAIMS};
-use crate::record::make_private_dir;
+use super::{Claim, Entry, Ledger, LedgerError, MAX_CLAIMS, place};
 
 /// Largest file that can be a claim.
 const MAX_CLAIM_BYTES: u64 = 64 * 1024;
+
+/// Largest number another user's claim can have: nobody makes the next one overflow.
+const MAX_NUMBER: u64 = 1 << 48;
+/// Most vCPUs a lab can ask for: nodes of a scenario times vCPUs of a node.
+const MAX_VCPUS: u32 = 9 * 64;
+/// Most memory a lab can ask for, in MiB: nodes of a scenario times memory of a node.
+const MAX_MEMORY_MIB: u64 = 9 * 65_536;
 
 /// A claim in the ledger, of a living owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +31,20 @@ pub(super) struct Claimed {
     pub(super) number: u64,
     pub(super) path: Utf8PathBuf,
     pub(super) entry: Entry,
+    /// Whose it is.
+    pub(super) user: u32,
+}
+
+impl Claimed {
+    /// Its place in the order of all claims. Where two could not see each other, the user's number decides.
+    pub(super) fn order(&self) -> (u64, u32) {
+        (self.number, self.user)
+    }
+
+    /// Its file.
+    pub(super) fn open(&self) -> io::Result<File> {
+        if self.entry.user.is_some() { place::open_of(self.user, &self.path) } else { open_claim(&self.path, false) }
+    }
 }
 
 /// A claim that is in force for as long as this value lives.
@@ -60,25 +81,39 @@ impl Drop for Ticket {
 
 /// The ledger, locked.
 pub(super) struct Book {
+    root: Utf8PathBuf,
     dir: Utf8PathBuf,
+    user: u32,
+    // Given back first.
+    _common: Option<Flock<File>>,
     _lock: Flock<File>,
 }
 
 impl Book {
     /// Takes the ledger's lock. Blocks while another process has it, which is for milliseconds.
-    pub(super) fn open(dir: &Utf8Path) -> Result<Self, LedgerError> {
-        make_private_dir(dir).map_err(|error| {
-            let source = io::Error::other(crate::error::chain_of(&error).join(": "));
-            LedgerError::Io { action: "making the folder", path: dir.to_owned(), source }
-        })?;
+    pub(super) fn open(ledger: &Ledger) -> Result<Self, LedgerError> {
+        let Ledger { root, own: dir } = ledger;
+        place::prepare(root, dir)?;
         let path = dir.join("lock");
         let file = open_claim(&path, true).map_err(|source| io_error("opening", &path, source))?;
         let lock = lock_blocking(file, FlockArg::LockExclusive).map_err(|source| io_error("locking", &path, source))?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        let common = place::common_lock(root);
+        let user = nix::unistd::geteuid().as_raw();
+        Ok(Self { root: root.clone(), dir: dir.clone(), user, _common: common, _lock: lock })
     }
 
-    /// The claims of the living, in their order. Those of the dead are removed.
+    /// Whose book it is.
+    pub(super) fn user(&self) -> u32 {
+        self.user
+    }
+
+    /// The claims of the living, in their order.
     pub(super) fn living(&self) -> Result<Vec<Claimed>, LedgerError> {
+        Ok(with_others(self.own_living()?, &self.root, &self.dir))
+    }
+
+    /// This user's claims of the living. Those of the dead are removed.
+    fn own_living(&self) -> Result<Vec<Claimed>, LedgerError> {
         let entries = self.dir.read_dir_utf8().map_err(|source| io_error("reading", &self.dir, source))?;
         let mut living = Vec::new();
         let named = entries.filter_map(|entry| {
@@ -99,18 +134,12 @@ impl Book {
                 Ok(_) => remove(&path)?,
                 Err((_, Errno::EWOULDBLOCK)) => {
                     read.map_err(|source| io_error("reading", &path, source))?;
-                    let entry: Entry = serde_json::from_str(&text)
+                    let mut entry: Entry = serde_json::from_str(&text)
                         .map_err(|error| io_error("understanding", &path, io::Error::other(error)))?;
-                    living.push(Claimed { number, path, entry });
+                    entry.user = None;
+                    living.push(Claimed { number, path, entry, user: self.user });
                 }
                 Err((_, errno)) => return Err(io_error("locking", &path, errno.into())),
-            }
-        }
-        living.sort_by_key(|claimed: &Claimed| claimed.number);
-        if !living.is_empty() {
-            let taken = rss_mib_by_parent();
-            for claimed in &mut living {
-                claimed.entry.memory_used_mib = taken.get(&claimed.entry.pid).copied().unwrap_or(0);
             }
         }
         Ok(living)
@@ -123,7 +152,11 @@ impl Book {
         let file = open_claim(&path, true).map_err(|source| io_error("making", &path, source))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| io_error("locking", &path, errno.into()))?;
-        let entry = Entry { claim, admitted, pid: std::process::id(), since: Timestamp::now(), memory_used_mib: 0 };
+        // Whatever the umask: other users have to be able to read it.
+        lock.set_permissions(fs::Permissions::from_mode(0o644))
+            .map_err(|source| io_error("setting the mode of", &path, source))?;
+        let (pid, since) = (std::process::id(), Timestamp::now());
+        let entry = Entry { claim, admitted, pid, since, memory_used_mib: 0, user: None };
         let mut ticket = Ticket { number, path, entry, lock };
         self.write(&mut ticket)?;
         Ok(ticket)
@@ -142,6 +175,67 @@ impl Book {
         let file: &mut File = &mut ticket.lock;
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&bytes)).map_err(io)
     }
+}
+
+/// A user's own claims with those of all others, in their order, and with the memory their VMs have taken.
+pub(super) fn with_others(mut living: Vec<Claimed>, root: &Utf8Path, own: &Utf8Path) -> Vec<Claimed> {
+    for (user, folder) in place::others(root, own) {
+        living.extend(living_of(user, &folder));
+    }
+    living.sort_by_key(Claimed::order);
+    if !living.is_empty() {
+        let taken = rss_mib_by_parent();
+        for claimed in &mut living {
+            claimed.entry.memory_used_mib = taken.get(&claimed.entry.pid).copied().unwrap_or(0);
+        }
+    }
+    living
+}
+
+/// Another user's claims of the living. What is not as it should be is ignored with a warning: nobody's mistake, or spite,
+/// keeps others from their own labs.
+fn living_of(user: u32, folder: &Utf8Path) -> Vec<Claimed> {
+    let entries = folder.read_dir_utf8().into_iter().flatten().filter_map(Result::ok);
+    let named = entries.filter_map(|entry| Some((number_of(entry.file_name())?, entry.into_path())));
+    let one = |(number, path): (u64, Utf8PathBuf)| match foreign(user, number, &path) {
+        Ok(entry) => entry.map(|entry| Claimed { number, path, entry, user }),
+        // Its owner has just ended.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(%path, user, %error, "another user's claim is ignored");
+            None
+        }
+    };
+    named.take(MAX_CLAIMS).filter_map(one).collect()
+}
+
+/// Another user's claim; `None` where its owner does not live.
+fn foreign(user: u32, number: u64, path: &Utf8Path) -> io::Result<Option<Entry>> {
+    let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()));
+    let mut file = place::open_of(user, path)?;
+    let mut text = String::new();
+    let read = (&mut file).take(MAX_CLAIM_BYTES).read_to_string(&mut text);
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        // It is the owner's to remove.
+        Ok(_) => return Ok(None),
+        Err((_, Errno::EWOULDBLOCK)) => {}
+        Err((_, errno)) => return Err(errno.into()),
+    }
+    read?;
+    let mut entry: Entry = serde_json::from_str(&text)?;
+    if number > MAX_NUMBER || entry.claim.vcpus > MAX_VCPUS || entry.claim.memory_mib > MAX_MEMORY_MIB {
+        return wrong("no lab asks for that much");
+    }
+    let plain = |name: &str| name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if !plain(&entry.claim.lab) || !plain(&entry.claim.scenario) {
+        return wrong("no lab has that name");
+    }
+    // A process that is not seen may be in another PID namespace; one that is has to be that user's.
+    if user_of(entry.pid).is_some_and(|of| of != user) {
+        return wrong("the process it names is not that user's");
+    }
+    entry.user = Some(user);
+    Ok(Some(entry))
 }
 
 pub(super) fn io_error(action: &'static str, path: &Utf8Path, source: io::Error) -> LedgerError {
@@ -170,6 +264,12 @@ pub(super) fn lock_blocking(mut file: File, arg: FlockArg) -> io::Result<Flock<F
             Err((_, errno)) => return Err(errno.into()),
         }
     }
+}
+
+/// The user a process runs as: `Uid` of proc_pid_status(5); none where it is not seen.
+fn user_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
 fn number_of(name: &str) -> Option<u64> {

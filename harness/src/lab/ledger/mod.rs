@@ -3,7 +3,8 @@
 //! Every lab, before it starts anything, claims what its plan asks for. A claim is admitted, waits for other labs to
 //! end, or is refused where waiting cannot help. It is one file in the ledger's folder, locked (flock(2)) for as long as
 //! its owner lives: however an owner ends, its claim ends with it, and those that wait for it are woken by the kernel.
-//! Whoever reads or changes the ledger holds the folder's own lock, for milliseconds.
+//! Whoever reads or changes the ledger holds the folder's own lock, for milliseconds. All users of a host share it; see
+//! `place.rs` for what one user's claims are to another.
 //!
 //! Claims are admitted in the order they came: a small lab does not pass a large one that waits, or the large one would
 //! wait for ever. What cannot be foreseen is left to the plan's warning: a lab that is alone is never made to wait for
@@ -11,6 +12,7 @@
 
 mod book;
 mod decide;
+mod place;
 #[cfg(test)]
 mod tests;
 mod wait;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use book::Ticket;
 pub use decide::{Decision, Obstacle, decide};
+pub use place::{DEFAULT, LEDGER_ENV};
 
 use crate::failure::Failure;
 use crate::reporter::human_ms;
@@ -60,13 +63,17 @@ pub struct Entry {
     /// How much of its memory its VMs have already taken.
     #[serde(default)]
     pub memory_used_mib: u64,
+    /// The other user it is of; none where it is this user's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Claim { lab, scenario, vcpus, memory_mib } = &self.claim;
         let waits = if self.admitted { "" } else { ", waiting" };
-        write!(f, "lab {lab} ({scenario}, {vcpus} vCPUs, {memory_mib} MiB, pid {}{waits})", self.pid)
+        let user = self.user.map_or_else(String::new, |user| format!(" of user {user}"));
+        write!(f, "lab {lab}{user} ({scenario}, {vcpus} vCPUs, {memory_mib} MiB, pid {}{waits})", self.pid)
     }
 }
 
@@ -145,7 +152,10 @@ impl LedgerError {
     #[must_use]
     pub fn to_failure(&self) -> Failure {
         let (context, hint) = match self {
-            Self::Io { .. } => ("reading the ledger of labs", "see that the folder belongs to you: `harness doctor`"),
+            Self::Io { .. } => (
+                "reading the ledger of labs",
+                "see that the folder can be used, or name another by HARNESS_LEDGER_DIR: `harness doctor`",
+            ),
             Self::Refused(_) => {
                 ("this machine has no room for the lab", "end what else runs, or lower memory_mib in the scenario")
             }
@@ -158,17 +168,26 @@ impl LedgerError {
     }
 }
 
-/// The ledger's folder.
+/// The ledger's folders.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    dir: Utf8PathBuf,
+    /// That of all users.
+    root: Utf8PathBuf,
+    /// This user's.
+    own: Utf8PathBuf,
 }
 
 impl Ledger {
-    /// The ledger in the runtime folder, which all harnesses of a user share. Touches nothing.
+    /// The ledger all harnesses of a host share: [`DEFAULT`], or what [`LEDGER_ENV`] names. Touches nothing.
     #[must_use]
-    pub fn at(runtime: &Utf8Path) -> Self {
-        Self { dir: runtime.join("ledger") }
+    pub fn host_wide() -> Self {
+        Self::at(&place::host_wide())
+    }
+
+    /// The ledger in the folder `root`. Touches nothing.
+    #[must_use]
+    pub fn at(root: &Utf8Path) -> Self {
+        Self { root: root.to_owned(), own: root.join(nix::unistd::geteuid().to_string()) }
     }
 
     /// All claims of living harnesses, in the order they came, and how much memory their VMs have taken. A ledger that
@@ -177,11 +196,16 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Io`].
     pub fn living(&self) -> Result<Vec<Entry>, LedgerError> {
-        if !self.dir.is_dir() {
+        if !self.root.is_dir() {
             return Ok(Vec::new());
         }
-        let book = book::Book::open(&self.dir)?;
-        Ok(book.living()?.into_iter().map(|claimed| claimed.entry).collect())
+        // Who has claimed nothing yet leaves nothing by looking.
+        let living = if self.own.exists() {
+            book::Book::open(self)?.living()?
+        } else {
+            book::with_others(Vec::new(), &self.root, &self.own)
+        };
+        Ok(living.into_iter().map(|claimed| claimed.entry).collect())
     }
 
     /// As [`Ledger::living`], for callers that must not block: whoever holds the ledger's lock may have been stopped.
@@ -190,12 +214,12 @@ impl Ledger {
     /// [`LedgerError::Io`], also where the ledger could not be read within `deadline`.
     pub async fn living_within(&self, deadline: Duration) -> Result<Vec<Entry>, LedgerError> {
         let ledger = self.clone();
-        let read = wait::in_thread(&self.dir, move || ledger.living());
+        let read = wait::in_thread(&self.root, move || ledger.living());
         match tokio::time::timeout(deadline, read).await {
             Ok(living) => living?,
             Err(_) => {
                 let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "another process keeps it locked");
-                Err(book::io_error("reading", &self.dir, source))
+                Err(book::io_error("reading", &self.root, source))
             }
         }
     }
@@ -214,6 +238,6 @@ impl Ledger {
         host: impl Fn() -> Host + Send + Clone + 'static,
         waiting: impl FnMut(&Obstacle) + Send,
     ) -> Result<Ticket, LedgerError> {
-        wait::admit(&self.dir, claim, policy, host, waiting).await
+        wait::admit(self, claim, policy, host, waiting).await
     }
 }

@@ -14,7 +14,7 @@ fn claim(lab: &str, vcpus: u32, memory_mib: u64) -> Claim {
 
 fn entry(lab: &str, vcpus: u32, memory_mib: u64, admitted: bool) -> Entry {
     let since = Timestamp::UNIX_EPOCH;
-    Entry { claim: claim(lab, vcpus, memory_mib), admitted, pid: 1, since, memory_used_mib: 0 }
+    Entry { claim: claim(lab, vcpus, memory_mib), admitted, pid: 1, since, memory_used_mib: 0, user: None }
 }
 
 fn decided(asked: &Claim, before: &[Entry]) -> Decision {
@@ -103,7 +103,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let base = tempfile::tempdir().unwrap();
-        let ledger = Ledger::at(Utf8Path::from_path(base.path()).unwrap());
+        let ledger = Ledger::at(&Utf8Path::from_path(base.path()).unwrap().join("ledger"));
         Self { _base: base, ledger }
     }
 
@@ -121,7 +121,7 @@ impl Fixture {
 async fn a_ledger_nobody_made_is_empty_and_is_not_made_by_looking() {
     let fixture = Fixture::new();
     assert!(fixture.labs().is_empty());
-    assert!(!fixture.ledger.dir.exists());
+    assert!(!fixture.ledger.root.exists());
 }
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn memory_is_asked_for_anew_at_every_look() {
 async fn the_claim_of_a_dead_owner_is_void_and_removed() {
     let fixture = Fixture::new();
     drop(fixture.admit("a", 1, Duration::ZERO).await.unwrap());
-    let left = fixture.ledger.dir.join("0000000007-dead");
+    let left = fixture.ledger.own.join("0000000007-dead");
     std::fs::write(&left, serde_json::to_string(&entry("dead", 400, 100, true)).unwrap()).unwrap();
     fixture.admit("b", 4, Duration::ZERO).await.unwrap();
     assert!(!left.exists());
@@ -238,8 +238,8 @@ async fn the_claim_of_a_dead_owner_is_void_and_removed() {
 #[tokio::test]
 async fn the_death_of_an_owner_wakes_who_waits() {
     let fixture = Fixture::new();
-    std::fs::create_dir_all(&fixture.ledger.dir).unwrap();
-    let file = fixture.ledger.dir.join("0000000001-other");
+    std::fs::create_dir_all(&fixture.ledger.own).unwrap();
+    let file = fixture.ledger.own.join("0000000001-other");
     std::fs::write(&file, serde_json::to_string(&entry("other", 4, 100, true)).unwrap()).unwrap();
     let mut owner = std::process::Command::new("flock")
         .args(["--exclusive", "--no-fork", file.as_str(), "sh", "-c", "echo locked; exec sleep 600"])
@@ -262,7 +262,7 @@ async fn the_death_of_an_owner_wakes_who_waits() {
 #[tokio::test]
 async fn a_ledger_that_stays_locked_holds_up_nobody_for_longer_than_its_deadline() {
     let fixture = Fixture::new();
-    let book = book::Book::open(&fixture.ledger.dir).unwrap();
+    let book = book::Book::open(&fixture.ledger).unwrap();
     let error = fixture.ledger.living_within(Duration::from_millis(100)).await.unwrap_err();
     assert!(crate::error::chain_of(&error).join(": ").contains("another process keeps it locked"), "{error}");
     let given_up = tokio::time::timeout(Duration::from_millis(100), fixture.admit("a", 1, Duration::ZERO)).await;
@@ -300,4 +300,100 @@ async fn the_memory_of_a_living_lab_is_seen_by_its_children() {
     drop(child.stdin.take());
     child.wait().unwrap();
     assert!(used >= 48, "{used}");
+}
+
+/// A ledger in which this user is another one: what is claimed there is foreign to [`Fixture::ledger`], and the other way
+/// round it is not seen, as `self` is no user's number.
+fn elsewhere(fixture: &Fixture) -> Ledger {
+    Ledger { own: fixture.ledger.root.join("self"), ..fixture.ledger.clone() }
+}
+
+#[tokio::test]
+async fn labs_of_another_user_count_and_are_waited_for() {
+    let fixture = Fixture::new();
+    let theirs = fixture.admit("theirs", 4, Duration::ZERO).await.unwrap();
+    let mine = elsewhere(&fixture);
+    let seen = mine.living().unwrap();
+    assert!(!mine.own.exists(), "who only looks leaves nothing");
+    assert_eq!(seen[0].user, Some(nix::unistd::geteuid().as_raw()));
+    assert!(
+        seen[0].to_string().starts_with(&format!("lab theirs of user {} (", nix::unistd::geteuid())),
+        "{}",
+        seen[0]
+    );
+    let (note, waiting) = told();
+    let waiter = tokio::spawn({
+        let mine = mine.clone();
+        async move { mine.admit(claim("mine", 4, 100), Policy::default(), || HOST, note).await }
+    });
+    assert!(waiting.await.unwrap().contains("taken by lab theirs of user"));
+    drop(theirs);
+    let ticket = tokio::time::timeout(Duration::from_secs(10), waiter).await.unwrap().unwrap().unwrap();
+    assert_eq!(ticket.number(), 2, "numbers count over all users");
+}
+
+#[tokio::test]
+async fn what_another_user_cannot_mean_is_ignored() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let fixture = Fixture::new();
+    let _honest = fixture.admit("honest", 1, Duration::ZERO).await.unwrap();
+    let good = serde_json::to_value(entry("other", 1, 100, true)).unwrap();
+    let with = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut value = good.clone();
+        value["pid"] = std::process::id().into();
+        change(&mut value);
+        value.to_string()
+    };
+    let mut locks = Vec::new();
+    let mut claim = |name: &str, text: &str| {
+        let path = fixture.ledger.own.join(name);
+        std::fs::write(&path, text).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        file.lock().unwrap();
+        locks.push(file);
+    };
+    claim("0000000002-plain", &with(&|_| ()));
+    claim("0000000003-greedy", &with(&|value| value["vcpus"] = 4_000_000.into()));
+    claim("0000000004-greedy", &with(&|value| value["memory_mib"] = u64::MAX.into()));
+    claim("0000000005-loud", &with(&|value| value["lab"] = "\u{1b}[2J".into()));
+    claim("0000000006-broken", "{");
+    claim(&format!("{}-last", u64::MAX), &with(&|_| ()));
+    // Its process is somebody else's, as long as this is not root.
+    if !nix::unistd::geteuid().is_root() {
+        claim("0000000007-false", &with(&|value| value["pid"] = 1.into()));
+    }
+    std::os::unix::fs::symlink("/etc/passwd", fixture.ledger.own.join("0000000008-link")).unwrap();
+    nix::unistd::mkfifo(fixture.ledger.own.join("0000000009-pipe").as_std_path(), nix::sys::stat::Mode::S_IRWXU)
+        .unwrap();
+    // A folder that is not of whom it names.
+    let false_name = fixture.ledger.root.join("4294967294");
+    std::fs::create_dir(&false_name).unwrap();
+    std::fs::write(false_name.join("0000000001-x"), with(&|_| ())).unwrap();
+
+    let mine = elsewhere(&fixture);
+    let labs: Vec<String> = mine.living().unwrap().into_iter().map(|entry| entry.claim.lab).collect();
+    assert_eq!(labs, ["honest", "other"]);
+    let mode = |path: &Utf8Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(&mine.root), mode(&fixture.ledger.own)), (0o1777, 0o755));
+}
+
+#[tokio::test]
+async fn who_keeps_the_common_lock_holds_up_nobody_for_long() {
+    let fixture = Fixture::new();
+    drop(fixture.admit("a", 1, Duration::ZERO).await.unwrap());
+    let lock = std::fs::File::open(fixture.ledger.root.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let began = Instant::now();
+    fixture.admit("b", 1, Duration::ZERO).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_folder_that_is_no_folder_is_an_error_that_names_the_way_out() {
+    let base = tempfile::tempdir().unwrap();
+    let base = Utf8Path::from_path(base.path()).unwrap();
+    std::os::unix::fs::symlink("/tmp", base.join("ledger")).unwrap();
+    let error = book::Book::open(&Ledger::at(&base.join("ledger"))).err().unwrap();
+    let text = crate::error::chain_of(&error).join(": ");
+    assert!(text.contains("it is no folder") && text.contains(LEDGER_ENV), "{text}");
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use nix::fcntl::FlockArg;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::book::{Book, Claimed, io_error, lock_blocking, open_claim};
-use super::{Claim, Decision, Entry, Host, LedgerError, Obstacle, Policy, Ticket, decide};
+use super::book::{Book, Claimed, io_error, lock_blocking};
+use super::{Claim, Decision, Entry, Host, Ledger, LedgerError, Obstacle, Policy, Ticket, decide};
 
 /// What a look at the ledger came to.
 enum Looked {
@@ -17,7 +17,7 @@ enum Looked {
 }
 
 pub(super) async fn admit(
-    dir: &Utf8Path,
+    ledger: &Ledger,
     claim: Claim,
     policy: Policy,
     host: impl Fn() -> Host + Send + Clone + 'static,
@@ -31,8 +31,8 @@ pub(super) async fn admit(
     let mut ticket = None;
     let mut told: Vec<String> = Vec::new();
     loop {
-        let (folder, claim, host, held) = (dir.to_owned(), claim.clone(), host.clone(), ticket.take());
-        let looked = in_thread(dir, move || look(&folder, claim, held, host(), policy)).await??;
+        let (at, claim, host, held) = (ledger.clone(), claim.clone(), host.clone(), ticket.take());
+        let looked = in_thread(&ledger.root, move || look(&at, claim, held, host(), policy)).await??;
         let (held, obstacle, before) = match looked {
             Looked::Admitted(ticket) => return Ok(ticket),
             Looked::Waits { ticket, obstacle, before } => (ticket, obstacle, before),
@@ -47,8 +47,8 @@ pub(super) async fn admit(
         }
         ticket = Some(held);
         for claimed in before {
-            if watched.insert(claimed.number) {
-                watch(claimed.path, ended.clone())?;
+            if watched.insert(claimed.path.clone()) {
+                watch(claimed, ended.clone())?;
             }
         }
         // The deadline is answered above, with what is in the way by then.
@@ -58,10 +58,18 @@ pub(super) async fn admit(
 
 /// Looks at the ledger, decides, and enters what follows: all under the ledger's lock, so that two claims made at once
 /// see each other.
-fn look(dir: &Utf8Path, claim: Claim, held: Option<Ticket>, host: Host, policy: Policy) -> Result<Looked, LedgerError> {
-    let book = Book::open(dir)?;
-    let mine = held.as_ref().map_or(u64::MAX, Ticket::number);
-    let before: Vec<Claimed> = book.living()?.into_iter().filter(|claimed| claimed.number < mine).collect();
+fn look(
+    ledger: &Ledger,
+    claim: Claim,
+    held: Option<Ticket>,
+    host: Host,
+    policy: Policy,
+) -> Result<Looked, LedgerError> {
+    let book = Book::open(ledger)?;
+    let mine = held.as_ref().map_or((u64::MAX, 0), |ticket| (ticket.number(), book.user()));
+    // What is admitted already counts, though it came later: its owner could not see this claim, or could not wait for it.
+    let counts = |claimed: &Claimed| claimed.order() < mine || (claimed.entry.admitted && claimed.order() != mine);
+    let before: Vec<Claimed> = book.living()?.into_iter().filter(counts).collect();
     let entries: Vec<Entry> = before.iter().map(|claimed| claimed.entry.clone()).collect();
     match decide(&claim, &entries, host, policy) {
         Decision::Refuse(obstacle) => Err(LedgerError::Refused(obstacle)),
@@ -99,11 +107,12 @@ pub(super) async fn in_thread<T: Send + 'static>(
 }
 
 /// Tells when a claim's lock is given back: by its owner, or by the kernel, at the owner's end.
-fn watch(path: Utf8PathBuf, ended: mpsc::Sender<()>) -> Result<(), LedgerError> {
-    let folder = path.clone();
+fn watch(claimed: Claimed, ended: mpsc::Sender<()>) -> Result<(), LedgerError> {
+    let path = claimed.path.clone();
     let wait = move || {
         // A file that is gone already has ended.
-        if let Ok(file) = open_claim(&path, false) {
+        let path = &claimed.path;
+        if let Ok(file) = claimed.open() {
             // A lock that cannot be waited for is looked at again, no oftener than something else ends.
             if let Err(error) = lock_blocking(file, FlockArg::LockShared) {
                 tracing::warn!(%path, %error, "the end of a lab cannot be waited for");
@@ -117,5 +126,5 @@ fn watch(path: Utf8PathBuf, ended: mpsc::Sender<()>) -> Result<(), LedgerError> 
         .name("ledger wait".to_owned())
         .spawn(wait)
         .map(drop)
-        .map_err(|source| io_error("starting a thread for", &folder, source))
+        .map_err(|source| io_error("starting a thread for", &path, source))
 }
