@@ -195,7 +195,9 @@ impl Ground {
 
     fn harness(&self, args: &[&str]) -> std::process::Command {
         let mut command = self.bench.harness(args);
-        command.env("XDG_RUNTIME_DIR", self.runtime.path());
+        command
+            .env("XDG_RUNTIME_DIR", self.runtime.path())
+            .env("HARNESS_LEDGER_DIR", self.runtime.path().join("ledger"));
         command
     }
 
@@ -319,11 +321,11 @@ impl Ground {
 
     /// Folders, sockets and claims that should not be there any more.
     fn remains(&self) -> Vec<String> {
-        let runtime = self.runtime.path().join("harness");
         let mut left = entries(&self.bench.path().join("state/labs"));
-        left.extend(entries(&runtime).into_iter().filter(|path| !path.ends_with("ledger")));
+        left.extend(entries(&self.runtime.path().join("harness")));
         let mut trouble: Vec<String> = left.iter().map(|path| format!("{} is left", path.display())).collect();
-        for claim in entries(&runtime.join("ledger")) {
+        let claims = self.runtime.path().join("ledger").join(nix::unistd::geteuid().to_string());
+        for claim in entries(&claims) {
             let file = File::open(&claim).unwrap();
             if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err() {
                 trouble.push(format!("{} of the ledger is still in force", claim.display()));
