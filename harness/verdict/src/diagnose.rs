@@ -22,7 +22,8 @@ const ENTRY_BYTES_MAX: usize = 16 << 10;
 
 /// Texts that send a line to the slow path besides the signs' anchors: messages journald prints as byte arrays, and lines
 /// that say which host this is.
-pub(crate) const EXTRA_ANCHORS: [&str; 4] = ["\"MESSAGE\":[", "\"MESSAGE\" : [", "Hostname set to", " login: "];
+pub(crate) const EXTRA_ANCHORS: [&str; 5] =
+    ["\"MESSAGE\":[", "\"MESSAGE\": [", "\"MESSAGE\" : [", "Hostname set to", " login: "];
 
 /// What was read of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

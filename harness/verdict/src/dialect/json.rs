@@ -1,4 +1,4 @@
-//! JSON wrappers: `journalctl -o json` and Docker's json-file driver.
+//! JSON wrappers: `journalctl -o json`, Docker's json-file driver, and what log shippers make of a line.
 
 use std::borrow::Cow;
 
@@ -61,11 +61,14 @@ pub fn unwrap(line: &[u8]) -> Option<Unwrapped> {
         let message = docker.log.trim_end_matches(['\n', '\r']).as_bytes().to_vec();
         return Some(Unwrapped { message, at, node: None, unit: None, pid: None });
     }
-    // One look before the line is parsed: the key stands somewhere in a journald line.
-    if !line.windows(9).any(|w| w == b"\"MESSAGE\"") {
+    // One look before the line is parsed: etcd's own lines are the most of all lines in braces.
+    if line.starts_with(b"{\"level\":") {
         return None;
     }
     let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line).ok()?;
+    if !fields.contains_key("MESSAGE") {
+        return shipped(&fields);
+    }
     let message = field(fields.get("MESSAGE"))?;
     let at = ["_SOURCE_REALTIME_TIMESTAMP", "__REALTIME_TIMESTAMP"]
         .iter()
@@ -75,9 +78,34 @@ pub fn unwrap(line: &[u8]) -> Option<Unwrapped> {
     Some(Unwrapped { message, at, node: text(fields.get("_HOSTNAME")), unit, pid })
 }
 
+/// A line as Docker with options (`attrs` before `log`), Loki (`line`), Vector or Fluent Bit (`message`) print it.
+/// A program's own JSON line has a level or a caller of its own and is no wrapper.
+fn shipped(fields: &serde_json::Map<String, serde_json::Value>) -> Option<Unwrapped> {
+    if ["level", "caller", "msg", "kind"].iter().any(|key| fields.contains_key(*key)) {
+        return None;
+    }
+    let of = |keys: &[&str]| keys.iter().find_map(|key| fields.get(*key)?.as_str().map(str::to_owned));
+    let message = of(&["log", "line", "message"])?.trim_end_matches(['\n', '\r']).as_bytes().to_vec();
+    let at = of(&["time", "timestamp", "@timestamp"]).and_then(|t| time::full(t.as_bytes()).and_then(|s| s.at));
+    Some(Unwrapped { message, at, node: of(&["host", "hostname"]), unit: None, pid: None })
+}
+
 #[cfg(test)]
 mod tests {
     use super::unwrap;
+
+    #[test]
+    fn log_shippers_are_unwrapped_and_programs_are_not() {
+        for line in [
+            r#"{"attrs":{"tag":"k3s"},"log":"lost\n","stream":"stderr","time":"2026-11-21T02:44:00.1Z"}"#,
+            r#"{"timestamp":"2026-11-21T02:44:00.1Z","line":"lost","fields":{}}"#,
+            r#"{"message":"lost","host":"server-1","@timestamp":"2026-11-21T02:44:00.1Z"}"#,
+        ] {
+            let got = unwrap(line.as_bytes()).unwrap();
+            assert_eq!((got.message.as_slice(), got.at.is_some()), (&b"lost"[..], true), "{line}");
+        }
+        assert_eq!(unwrap(br#"{"ts":1795228957.1,"caller":"app/x.go:1","msg":"x","message":"y"}"#), None);
+    }
 
     #[test]
     fn journald_text_bytes_and_repeated_fields() {

@@ -53,22 +53,54 @@ pub fn peel(text: &[u8], year: i16) -> (Head<'_>, &[u8]) {
 
 fn peel_one<'a>(text: &'a [u8], head: &mut Head<'a>, year: i16) -> Option<&'a [u8]> {
     match text.first()? {
-        b'<' => priority(text),
-        b'[' => bracketed_time(text, head),
-        b'#' => buildkit(text, head),
+        b'<' => priority(text, head),
+        b'[' => bracketed_time(text, head).or_else(|| pod(text, head)),
+        b'#' => buildkit(text, head).or_else(|| workflow_command(text)),
+        b':' => workflow_command(text),
         b'0'..=b'9' => dated(text, head).or_else(|| syslog(text, head, year)).or_else(|| named(text, head)),
         b' ' | b'\t' => None,
-        _ => short_full(text, head)
+        _ => gitlab_section(text)
+            .or_else(|| short_full(text, head))
             .or_else(|| syslog(text, head, year))
             .or_else(|| named(text, head))
             .or_else(|| program_with_pid(text, head)),
     }
 }
 
-/// Syslog's `<14>`.
-fn priority(text: &[u8]) -> Option<&[u8]> {
+/// Syslog's `<14>`, and all of RFC 5424's head where a version follows it.
+fn priority<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
     let end = text.iter().take(5).position(|&b| b == b'>')?;
-    (end > 1 && text[1..end].iter().all(u8::is_ascii_digit)).then(|| &text[end + 1..])
+    let rest = (end > 1 && text[1..end].iter().all(u8::is_ascii_digit)).then(|| &text[end + 1..])?;
+    Some(rest.strip_prefix(b"1 ").and_then(|fields| rfc5424(fields, head)).unwrap_or(rest))
+}
+
+/// `TIME HOST PROGRAM PID ID DATA message`; what is not known is `-`.
+fn rfc5424<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
+    let stamp = time::full(text)?;
+    let (host, rest) = token(stamp.rest.strip_prefix(b" ")?);
+    let (name, rest) = token(rest);
+    let (pid, rest) = token(rest);
+    let (_, rest) = token(rest);
+    // Structured data can hold spaces; its last bracket is followed by one.
+    let message = match rest.first()? {
+        b'[' => &rest[rest.windows(2).position(|w| w == b"] ")? + 2..],
+        _ => token(rest).1,
+    };
+    set_time(head, &stamp);
+    if host != b"-" {
+        head.node.get_or_insert(host);
+    }
+    set_program(head, name, std::str::from_utf8(pid).ok().and_then(|pid| pid.parse().ok()));
+    Some(message.strip_prefix("\u{feff}".as_bytes()).unwrap_or(message))
+}
+
+/// `[pod/NAME/CONTAINER] ` of `kubectl logs --prefix`.
+fn pod<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
+    let rest = text.strip_prefix(b"[pod/")?;
+    let end = rest.iter().take(2 * NAME_BYTES_MAX).position(|&b| b == b']')?;
+    let name = rest[..end].split(|&b| b == b'/').next().filter(|name| !name.is_empty())?;
+    head.node.get_or_insert(name);
+    rest[end + 1..].strip_prefix(b" ")
 }
 
 /// The kernel's `[   59.380000] ` and `dmesg -T`'s `[Fri Aug  2 20:05:01 2019] `.
@@ -90,6 +122,11 @@ fn bracketed_time<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
         head.kernel = true;
         return Some(rest);
     }
+    // Jenkins: `[2026-11-21T02:44:00.123Z] `.
+    if let Some(stamp) = time::full(inside).filter(|stamp| stamp.rest.is_empty()) {
+        set_time(head, &stamp);
+        return Some(rest);
+    }
     let stamp = time::ctime(inside)?;
     set_time(head, &stamp);
     head.kernel = true;
@@ -103,6 +140,36 @@ fn buildkit<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
     let rest = skip_digits(rest)?.strip_prefix(b" ")?;
     head.build = true;
     Some(rest)
+}
+
+/// What marks a line of a CI job: `##[error]` in what Azure Pipelines and GitHub Actions show, `::error file=x::` as the
+/// job printed it.
+fn workflow_command(text: &[u8]) -> Option<&[u8]> {
+    const MARKS: [&[u8]; 6] = [b"error", b"warning", b"notice", b"debug", b"command", b"group"];
+    let marked = |rest: &[u8]| MARKS.iter().any(|mark| rest.starts_with(mark));
+    if let Some(rest) = text.strip_prefix(b"##[") {
+        let end = rest.iter().take(16).position(|&b| b == b']')?;
+        return marked(rest).then(|| &rest[end + 1..]);
+    }
+    let rest = text.strip_prefix(b"::").filter(|rest| marked(rest))?;
+    let end =
+        rest.iter().take(NAME_BYTES_MAX).position(|&b| b == b':').filter(|&end| rest.get(end + 1) == Some(&b':'))?;
+    Some(&rest[end + 2..])
+}
+
+/// GitLab's `01O `: number of the stream, out or error, and `+` where the line goes on one before it.
+fn gitlab_stream(text: &[u8]) -> Option<&[u8]> {
+    let (mark, rest) = text.split_at_checked(4)?;
+    let is_mark = mark[..2].iter().all(u8::is_ascii_hexdigit) && b"OE".contains(&mark[2]) && b" +".contains(&mark[3]);
+    is_mark.then_some(rest)
+}
+
+/// GitLab's `section_start:1795228957:NAME\r`, which stands before the first line of a section.
+fn gitlab_section(text: &[u8]) -> Option<&[u8]> {
+    let rest =
+        text.strip_prefix(b"section_").filter(|rest| rest.starts_with(b"start:") || rest.starts_with(b"end:"))?;
+    let end = rest.iter().take(2 * NAME_BYTES_MAX).position(|&b| b == b'\r')?;
+    Some(&rest[end + 1..])
 }
 
 fn skip_digits(text: &[u8]) -> Option<&[u8]> {
@@ -126,6 +193,9 @@ fn dated<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
         return None;
     }
     set_time(head, &stamp);
+    if let Some(rest) = gitlab_stream(rest) {
+        return Some(rest);
+    }
     for stream in [&b"stdout "[..], b"stderr "] {
         if let Some(tagged) = rest.strip_prefix(stream) {
             return Some(tagged.strip_prefix(b"F ").or_else(|| tagged.strip_prefix(b"P ")).unwrap_or(tagged));
