@@ -19,6 +19,7 @@ const FILES: &[(&str, &str)] = &[
     ("fm-6.yaml", include_str!("../catalogue/fm-6.yaml")),
     ("fm-7.yaml", include_str!("../catalogue/fm-7.yaml")),
     ("config-mismatch.yaml", include_str!("../catalogue/config-mismatch.yaml")),
+    ("datastore-corrupt.yaml", include_str!("../catalogue/datastore-corrupt.yaml")),
     ("disk-full.yaml", include_str!("../catalogue/disk-full.yaml")),
     ("duplicate-node.yaml", include_str!("../catalogue/duplicate-node.yaml")),
     ("etcd-membership.yaml", include_str!("../catalogue/etcd-membership.yaml")),

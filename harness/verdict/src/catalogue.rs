@@ -147,6 +147,9 @@ pub struct Sign {
     /// Lines it must match, for the tests of the catalogue.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
+    /// For a sign of failure that many modes share: the signs that say, on the same node and later, that it passed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recovered_by: Vec<String>,
     /// Lines that contain an anchor and must not match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_examples: Vec<String>,

@@ -1,5 +1,6 @@
 //! The verdict as a person reads it: one screen.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use crate::verdict::build::class_word;
@@ -8,7 +9,7 @@ use crate::verdict::{EvidenceLine, Outcome, Verdict};
 /// Columns of a screen.
 const COLUMNS: usize = 110;
 /// Evidence lines shown with their text; the rest is counted.
-const LINES_SHOWN: usize = 4;
+const LINES_SHOWN: usize = 3;
 /// Rows an evidence line's text may take.
 const ROWS_OF_TEXT: usize = 2;
 
@@ -19,7 +20,7 @@ pub(crate) fn headline(verdict: &Verdict) -> String {
         (None, Outcome::Failed) if verdict.look_alike.is_some() => {
             format!("{}{place} ({} confidence)", verdict.name, verdict.confidence)
         }
-        (None, Outcome::Failed) => format!("failed, {}{place}", verdict.name),
+        (None, Outcome::Failed) => format!("{}{place}", verdict.name),
         (None, _) => verdict.name.clone(),
     }
 }
@@ -43,28 +44,27 @@ pub(crate) fn human(verdict: &Verdict) -> String {
     block(&mut out, "", &verdict.summary);
     if verdict.outcome == Outcome::Failed {
         if let Some(look_alike) = &verdict.look_alike {
-            let not = if look_alike.not.is_empty() {
-                String::new()
-            } else {
-                format!(", not {}", look_alike.not.join(" or "))
+            let of = match look_alike.not.as_slice() {
+                [] => String::new(),
+                not => format!(", which looks like {} and is not", not.join(" or ")),
             };
-            let _ = writeln!(out, "  id     none: {} is not a failure mode of the catalogue{not}", look_alike.id);
-        } else if verdict.id.is_none() {
-            let _ = writeln!(out, "  id     none");
+            let _ = writeln!(out, "  id     none; this is {}{of}", look_alike.id);
         }
         if let Some(blame) = verdict.attribution {
             let _ = writeln!(out, "  class  {}, blame: {blame}", class_word(verdict.class));
         }
         item(&mut out, "why    ", &verdict.reason);
+    } else if verdict.outcome == Outcome::NoFailureSeen && !verdict.evidence.is_empty() {
+        item(&mut out, "but    ", &verdict.reason);
     }
     if !verdict.evidence.is_empty() {
-        let _ = writeln!(out, "evidence");
+        let _ = writeln!(out, "{}", if verdict.outcome == Outcome::Failed { "evidence" } else { "warnings" });
         for line in verdict.evidence.iter().take(LINES_SHOWN) {
             evidence(&mut out, line);
         }
         let more = verdict.evidence.len().saturating_sub(LINES_SHOWN);
         if more > 0 {
-            let _ = writeln!(out, "  and {more} more in verdict.json");
+            let _ = writeln!(out, "  and {more} more in the verdict's JSON");
         }
     }
     list(&mut out, "what followed", &verdict.consequences, "- ");
@@ -95,13 +95,46 @@ fn evidence(out: &mut String, line: &EvidenceLine) {
     let times = if line.count > 1 { format!(" ({} times)", line.count) } else { String::new() };
     let _ = writeln!(out, "  {}  {}{times}", place.join("  "), line.says);
     let columns = COLUMNS - 6;
-    let letters: Vec<char> = line.text.chars().collect();
-    for (row, part) in letters.chunks(columns).take(ROWS_OF_TEXT).enumerate() {
-        let cut = row + 1 == ROWS_OF_TEXT && letters.len() > columns * ROWS_OF_TEXT;
-        let kept = if cut { &part[..columns - 1] } else { part };
-        let shown: String = kept.iter().collect();
-        let _ = writeln!(out, "    | {shown}{}", if cut { "…" } else { "" });
+    let letters: Vec<char> = readable(&line.text).chars().collect();
+    let mut rest: &[char] = &letters;
+    for row in 1..=ROWS_OF_TEXT {
+        let (part, after) = rest.split_at(row_end(rest, columns - 1));
+        let cut = row == ROWS_OF_TEXT && !after.is_empty();
+        let shown: String = part.iter().collect();
+        let _ = writeln!(out, "    | {}{}", shown.trim_end(), if cut { "…" } else { "" });
+        rest = after;
+        if rest.is_empty() {
+            break;
+        }
     }
+}
+
+/// The message of a zap line and what else it says, without the quotes: `lost leader … at term 2  took=2s`.
+fn readable(text: &str) -> Cow<'_, str> {
+    let Some(from_message) = text.strip_prefix("\"msg\":\"") else { return Cow::Borrowed(text) };
+    let whole = format!("{{{text}");
+    let Ok(fields) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&whole) else {
+        // It was shortened.
+        return Cow::Owned(from_message.replace("\\\"", "\""));
+    };
+    let message = fields.get("msg").and_then(|m| m.as_str()).unwrap_or_default();
+    let others = fields.iter().filter(|(key, _)| *key != "msg" && *key != "stacktrace").map(|(key, value)| {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("  {key}={value}")
+    });
+    Cow::Owned(std::iter::once(message.to_owned()).chain(others).collect())
+}
+
+/// Where a row of text ends: behind a space, unless the last one is far from the edge.
+fn row_end(text: &[char], columns: usize) -> usize {
+    if text.len() <= columns {
+        return text.len();
+    }
+    text[..columns]
+        .iter()
+        .rposition(|&c| c == ' ')
+        .filter(|&space| space > columns / 2)
+        .map_or(columns, |space| space + 1)
 }
 
 /// Wall clock, or seconds since boot.

@@ -1,6 +1,6 @@
 //! When signs together are sufficient.
 
-use crate::catalogue::{CompiledRule, Scope, When};
+use crate::catalogue::{Compiled, CompiledRule, Meaning, Scope, When};
 use crate::tally::{Moment, Sample, Seen, Tally};
 
 /// A rule that holds.
@@ -63,6 +63,15 @@ fn not_later(a: Moment, b: Moment) -> bool {
     }
 }
 
+/// Files are read one after the other, so of moments in different ones the times decide; within a second the order of
+/// reading does.
+fn later(a: Moment, b: Moment) -> bool {
+    match (a.at, b.at) {
+        (Some(x), Some(y)) if a.since_boot == b.since_boot && x.as_second() != y.as_second() => x > y,
+        _ => a.seq > b.seq,
+    }
+}
+
 fn candidates<'a>(
     rule: &CompiledRule,
     tally: &'a Tally,
@@ -90,7 +99,22 @@ pub(crate) fn excluded(rule: &CompiledRule, tally: &Tally, node: usize, end: Mom
 
 /// Whether something says, after the rule held last, that things are well again.
 pub(crate) fn recovered(signs: &[usize], rule: &CompiledRule, tally: &Tally, firing: &Firing) -> bool {
-    signs.iter().any(|&sign| candidates(rule, tally, firing.node, sign).any(|(_, _, m)| m.seq > firing.last.seq))
+    signs.iter().any(|&sign| candidates(rule, tally, firing.node, sign).any(|(_, _, m)| later(m, firing.last)))
+}
+
+/// Longest time from a deliberate stop to what it makes programs print, seconds.
+const STOP_LAG_S: u64 = 90;
+
+/// Whether a sign of failure needs no explanation on that node: each time it was seen, somebody had just stopped the unit, or
+/// things were well again afterwards.
+pub(crate) fn excused(compiled: &Compiled, tally: &Tally, node: usize, sign: usize) -> bool {
+    let moments = |of: usize| tally.get(node, of).into_iter().flat_map(Seen::moments);
+    let recovered = |at: Moment| compiled.signs[sign].recovered_by.iter().any(|&r| moments(r).any(|m| later(m, at)));
+    let deliberate = (0..compiled.signs.len()).filter(|&s| compiled.signs[s].sign.meaning == Meaning::Deliberate);
+    let deliberate: Vec<usize> = deliberate.collect();
+    let stopped =
+        |at: Moment| deliberate.iter().any(|&d| moments(d).any(|m| not_later(m, at) && m.near(at, Some(STOP_LAG_S))));
+    moments(sign).all(|at| recovered(at) || stopped(at))
 }
 
 /// Whether its counter-signs are as many as the signs of its first group, or more.

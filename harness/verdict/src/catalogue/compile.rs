@@ -14,6 +14,7 @@ pub(crate) struct CompiledSign {
     pub(crate) mode: usize,
     pub(crate) unless: Option<Regex>,
     pub(crate) pattern: Regex,
+    pub(crate) recovered_by: Vec<usize>,
 }
 
 /// A compiled rule; signs by index.
@@ -79,7 +80,17 @@ pub(super) fn compile_signs(modes: &[Mode]) -> Result<(Vec<CompiledSign>, HashMa
             }
             let unless = sign.unless.as_deref().map(|u| build(u, &mode.id, &sign.name, "unless")).transpose()?;
             index.insert(&sign.name, signs.len());
-            signs.push(CompiledSign { sign: sign.clone(), mode: m, unless, pattern });
+            signs.push(CompiledSign { sign: sign.clone(), mode: m, unless, pattern, recovered_by: Vec::new() });
+        }
+    }
+    for compiled in &mut signs {
+        for name in &compiled.sign.recovered_by {
+            let found = index.get(name.as_str()).copied().ok_or_else(|| CatalogueError::Sign {
+                mode: modes[compiled.mode].id.clone(),
+                sign: compiled.sign.name.clone(),
+                why: format!("no sign is called {name:?}"),
+            })?;
+            compiled.recovered_by.push(found);
         }
     }
     if signs.len() > SIGNS_MAX {

@@ -82,11 +82,13 @@ fn candidates(all: &Classifier) -> Vec<Candidate<'_>> {
     out
 }
 
-/// Shared signs of failure: something ended badly, whatever the reason.
+/// Something ended badly, whatever the reason, and neither was it wanted nor did it pass.
 fn has_unexplained_failure(all: &Classifier) -> bool {
-    failure_signs(all).next().is_some()
+    failure_signs(all)
+        .any(|sign| all.tally.everywhere(sign).any(|(node, _)| !rules::excused(&all.compiled, &all.tally, node, sign)))
 }
 
+/// Shared signs of failure that were seen.
 pub(super) fn failure_signs(all: &Classifier) -> impl Iterator<Item = usize> + '_ {
     (0..all.compiled.signs.len()).filter(|&s| {
         let sign = &all.compiled.signs[s];
@@ -177,7 +179,14 @@ fn nothing_known(all: &Classifier, context: &Context) -> Verdict {
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.seq.cmp(&b.1.seq)));
-    let evidence: Vec<EvidenceLine> = found.into_iter().map(|f| f.2).take(EVIDENCE_LINES_MAX).collect();
+    let mut evidence: Vec<EvidenceLine> = Vec::new();
+    for (_, _, line) in found {
+        // One line can be several signs; it is shown once.
+        let same = |old: &EvidenceLine| (&old.origin, old.line, &old.text) == (&line.origin, line.line, &line.text);
+        if evidence.len() < EVIDENCE_LINES_MAX && !evidence.iter().any(same) {
+            evidence.push(line);
+        }
+    }
     let contributing = contributions(all, context, None);
     if !failed {
         return Verdict {
@@ -187,6 +196,7 @@ fn nothing_known(all: &Classifier, context: &Context) -> Verdict {
             confidence: Confidence::Medium,
             reason: match evidence.len() {
                 0 => "no sign of any failure was found".to_owned(),
+                1 => "a kind of warning was found that a healthy cluster prints too".to_owned(),
                 n => format!("{n} kinds of warnings were found that a healthy cluster prints too"),
             },
             evidence,
@@ -197,7 +207,7 @@ fn nothing_known(all: &Classifier, context: &Context) -> Verdict {
     let what = context.errors.first().map_or_else(|| "Something failed".to_owned(), |e| format!("The run failed: {e}"));
     Verdict {
         outcome: Outcome::Failed,
-        name: "not in the catalogue".to_owned(),
+        name: "unknown failure".to_owned(),
         summary: format!("{what}. No known failure mode fits what was seen; these are the lines worth reading first."),
         confidence: Confidence::Low,
         reason: match evidence.len() {

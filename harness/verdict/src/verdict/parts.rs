@@ -24,27 +24,40 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// In the order they were said, as far as the lines tell; else in the order they were read.
-    fn sort(&mut self) {
-        let same_clock = self.kept.windows(2).all(|w| w[0].2.moment.since_boot == w[1].2.moment.since_boot);
-        let timed = same_clock && self.kept.iter().all(|l| l.2.moment.at.is_some());
+    /// Lines from `start` on in the order they were said, as far as they tell; else in the order they were read.
+    fn sort(&mut self, start: usize) {
+        let Some(lines) = self.kept.get_mut(start..) else { return };
+        let same_clock = lines.windows(2).all(|w| w[0].2.moment.since_boot == w[1].2.moment.since_boot);
+        let timed = same_clock && lines.iter().all(|l| l.2.moment.at.is_some());
         let key = |moment: Moment| (moment.at.filter(|_| timed), moment.seq);
-        self.kept.sort_by_key(|l| key(l.2.moment));
+        lines.sort_by_key(|l| key(l.2.moment));
     }
 }
 
-/// The chain that made the rules hold, cause first, then what else was seen of the mode's signs.
+/// The chain that made the best rule hold, cause first; those of the other rules; what else was seen of the mode's signs.
 pub(super) fn evidence(all: &Classifier, candidate: &Candidate<'_>, best: &Firing) -> Vec<EvidenceLine> {
     let mut lines = Lines::default();
-    let others = candidate.firings.iter().copied().filter(|f| (f.rule, f.node) != (best.rule, best.node));
-    for (sign, node, sample) in std::iter::once(best).chain(others).flat_map(|f| &f.evidence) {
+    for (sign, node, sample) in &best.evidence {
         lines.add(*sign, *node, sample);
     }
-    lines.sort();
+    lines.sort(0);
+    let of_best = lines.kept.len();
+    let others = candidate.firings.iter().copied().filter(|f| (f.rule, f.node) != (best.rule, best.node));
+    for (sign, node, sample) in others.flat_map(|f| &f.evidence) {
+        lines.add(*sign, *node, sample);
+    }
+    lines.sort(of_best);
     for sign in (0..all.compiled.signs.len()).filter(|&s| all.compiled.signs[s].mode == candidate.mode) {
         if all.compiled.signs[sign].sign.meaning != Meaning::Recovery {
+            // A line kept for a sign that counts lines shows the sign of one such line too.
+            let pattern = &all.compiled.signs[sign].pattern;
+            let shown = |on: usize, lines: &Lines<'_>| {
+                lines.kept.iter().any(|(_, node, sample)| *node == on && pattern.is_match(sample.text.as_bytes()))
+            };
             for (node, seen) in all.tally.everywhere(sign) {
-                lines.add(sign, node, &seen.first);
+                if !shown(node, &lines) {
+                    lines.add(sign, node, &seen.first);
+                }
             }
         }
     }
