@@ -7,6 +7,10 @@ pub(super) const HEAD_BYTES: usize = 8 << 10;
 /// has a log whose machine lost its power.
 const NUL_PCT: usize = 30;
 
+/// Share of other control characters from which on a file counts as no text, in percent. Random bytes have 10, a console that
+/// draws boxes and moves its cursor has 2.
+const CONTROL_PCT: usize = 5;
+
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -72,7 +76,10 @@ pub(super) fn form(head: &[u8]) -> Form {
         return Form::BareUtf16(odd > even);
     }
     let nuls = even + odd;
-    if !utf16 && nuls * 100 >= head.len() * NUL_PCT && !looks_like_export(head) {
+    let is_control = |byte: &&u8| matches!(**byte, 0x01..=0x06 | 0x0e..=0x1a | 0x1c..=0x1f | 0x7f);
+    let controls = head.iter().filter(is_control).count();
+    let binary = nuls * 100 >= head.len() * NUL_PCT || (head.len() >= 64 && controls * 100 >= head.len() * CONTROL_PCT);
+    if !utf16 && binary && !looks_like_export(head) {
         return Form::Other("binary", None);
     }
     Form::Text
@@ -94,7 +101,13 @@ mod tests {
         let mut console = b"[    0.0] Linux version\n".repeat(20);
         console.extend([0; 8]);
         let bare: Vec<u8> = "leaderelection lost\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
-        let cases: [(&[u8], &str); 14] = [
+        // Every byte as often as every other.
+        let noise: Vec<u8> = (0..512_u32).map(|n| u8::try_from(n * 167 % 256).unwrap_or(0)).collect();
+        let drawn =
+            "\u{1b}[2J\u{1b}[1;1H\u{7}\u{8}  GNU GRUB  \u{e}lqqk\u{f}\r\n[ OK ] Started x\r\n".repeat(9).into_bytes();
+        let cases: [(&[u8], &str); 16] = [
+            (&noise, "Other(\"binary\", None)"),
+            (&drawn, "Text"),
             (&bare, "BareUtf16(false)"),
             (b"", "Empty"),
             (b"x", "Text"),

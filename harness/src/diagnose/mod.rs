@@ -416,6 +416,11 @@ impl Session {
             };
             return Err(Error::NothingRead { why });
         }
+        match self.empty {
+            0 => {}
+            1 => self.notes.push("one file is empty".to_owned()),
+            n => self.notes.push(format!("{n} files are empty")),
+        }
         let verdict = self.classifier.conclude(&context);
         Ok(Diagnosis { verdict, logs: self.logs, notes: self.notes })
     }

@@ -207,8 +207,8 @@ fn nothing_known(all: &Classifier, context: &Context) -> Verdict {
     let what = context.errors.first().map_or_else(|| "Something failed".to_owned(), |e| format!("The run failed: {e}"));
     Verdict {
         outcome: Outcome::Failed,
-        name: "unknown failure".to_owned(),
-        summary: format!("{what}. No known failure mode fits what was seen; these are the lines worth reading first."),
+        name: "no known failure mode".to_owned(),
+        summary: format!("{what}. These are the lines worth reading first."),
         confidence: Confidence::Low,
         reason: match evidence.len() {
             0 => "no line of the evidence names a cause".to_owned(),
