@@ -117,6 +117,28 @@ impl RunDir {
         self.write(name, printable_json(&text).as_bytes())
     }
 
+    /// As [`RunDir::write_json`], unless the document is there already.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`].
+    pub fn write_json_once<T: Serialize>(&self, name: &str, value: &T) -> Result<(), RecordError> {
+        if self.path.join(name).exists() { Ok(()) } else { self.write_json(name, value) }
+    }
+
+    /// Adds a line to a node's log.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`], also where there is no such log.
+    pub fn append_line(&self, name: &str, line: &str) -> Result<(), RecordError> {
+        let path = self.path.join(name);
+        let opened = fs::OpenOptions::new().append(true).open(&path);
+        opened.and_then(|mut file| writeln!(file, "{line}")).map_err(|source| RecordError::Io {
+            action: "adding to",
+            path,
+            source,
+        })
+    }
+
     /// Writes a file in one step.
     ///
     /// # Errors

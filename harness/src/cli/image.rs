@@ -12,7 +12,6 @@ use images::store::Store;
 use kvm::Supervisor;
 
 use crate::cli::k3s::{K3sArgs, Wanted};
-use crate::cli::signals::Signals;
 use crate::cli::{Global, base, k3s, print, print_json, runtime, usage};
 use crate::error::CommandError;
 use crate::exit::Blame;
@@ -89,8 +88,8 @@ fn build(folders: &Folders, store: &Store, recipe: &str, wanted: &Wanted<'_>, js
     let recipe = Recipes::new(Some(base().join("images/recipes")))
         .load(recipe)
         .map_err(|error| usage("reading the recipe", &error))?;
-    let k3s = k3s::resolve(wanted, &folders.cache)?;
-    let image = runtime()?.block_on(async {
+    let k3s::Resolved { binary: k3s, mut signals, runtime } = k3s::resolve(wanted, &folders.cache)?;
+    let image = runtime.block_on(async {
         let supervisor = Supervisor::new().map_err(|error| CommandError::new(Blame::Environment, "preparing to start processes", &error))?;
         let tools = OwnedTools::new(supervisor.clone());
         let began = std::time::Instant::now();
@@ -99,7 +98,6 @@ fn build(folders: &Folders, store: &Store, recipe: &str, wanted: &Wanted<'_>, js
             let _ = writeln!(std::io::stderr(), "[{:6.1} s] {}", began.elapsed().as_secs_f64(), words(&event));
         };
         let binaries = [k3s.guest_binary()];
-        let mut signals = Signals::open()?;
         let built = tokio::select! {
             built = store.ensure(&recipe, &binaries, &tools, &said) => built.map_err(|error| store_error("building the image", &error)),
             signal = signals.next() => {

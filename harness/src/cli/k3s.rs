@@ -8,9 +8,9 @@ use camino::Utf8Path;
 use images::airgap::AirgapImages;
 use images::download::{DownloadEvent, Options};
 use images::k3s::{K3sBinary, K3sError, K3sSource};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::runtime;
+use crate::cli::signals::Signals;
 use crate::error::CommandError;
 use crate::exit::Blame;
 
@@ -56,40 +56,43 @@ pub(super) struct Wanted<'a> {
     pub(super) options: &'a Options,
 }
 
-/// Finds the binary that is wanted, or fetches it into `cache`. Nothing else has been started yet; SIGINT, SIGTERM and SIGHUP
-/// end it at once.
-pub(super) fn resolve(wanted: &Wanted<'_>, cache: &Utf8Path) -> Result<K3sBinary, CommandError> {
-    let runtime = runtime()?;
-    let result = runtime.block_on(interruptible(wanted, cache));
-    // A name that is still being looked up is left behind; waiting for it would hold up an interrupted command.
-    runtime.shutdown_background();
-    result
+/// The k3s of a command, and what the command goes on with.
+pub(super) struct Resolved {
+    /// The binary.
+    pub(super) binary: K3sBinary,
+    /// Has listened since before the binary was looked for: a signal that comes between that and the command's own work is
+    /// not lost.
+    pub(super) signals: Signals,
+    /// What the signals are heard in.
+    pub(super) runtime: tokio::runtime::Runtime,
 }
 
-async fn interruptible(wanted: &Wanted<'_>, cache: &Utf8Path) -> Result<K3sBinary, CommandError> {
-    let open =
-        |kind| signal(kind).map_err(|error| CommandError::new(Blame::Environment, "listening for signals", &error));
-    let (mut int, mut term, mut hup) =
-        (open(SignalKind::interrupt())?, open(SignalKind::terminate())?, open(SignalKind::hangup())?);
+/// Finds the binary that is wanted, or fetches it into `cache`. Nothing else has been started yet; SIGINT, SIGTERM and SIGHUP
+/// end it at once.
+pub(super) fn resolve(wanted: &Wanted<'_>, cache: &Utf8Path) -> Result<Resolved, CommandError> {
+    let runtime = runtime()?;
+    match runtime.block_on(interruptible(wanted, cache)) {
+        Ok((binary, signals)) => Ok(Resolved { binary, signals, runtime }),
+        Err(error) => {
+            // A name that is still being looked up is left behind; waiting for it would hold up an interrupted command.
+            runtime.shutdown_background();
+            Err(error)
+        }
+    }
+}
+
+async fn interruptible(wanted: &Wanted<'_>, cache: &Utf8Path) -> Result<(K3sBinary, Signals), CommandError> {
+    let mut signals = Signals::open()?;
     let lines = Lines::default();
     let told = |event| lines.tell(&event);
-    let interrupted = |name: &str| Err(CommandError::plain(Blame::Interrupted, format!("interrupted by {name}")));
     let Wanted { source, airgap_images, options } = wanted;
-    tokio::select! {
+    let found = tokio::select! {
         found = source.resolve_with(airgap_images, cache, options, &told) => {
             found.map_err(|error| command_error(&format!("getting k3s from {source}"), &error))
         }
-        () = received(&mut int) => interrupted("SIGINT"),
-        () = received(&mut term) => interrupted("SIGTERM"),
-        () = received(&mut hup) => interrupted("SIGHUP"),
-    }
-}
-
-/// Waits for a signal; one that can no longer come is waited for without end.
-async fn received(signal: &mut Signal) {
-    if signal.recv().await.is_none() {
-        std::future::pending::<()>().await;
-    }
+        signal = signals.next() => Err(CommandError::plain(Blame::Interrupted, format!("interrupted by {signal}"))),
+    }?;
+    Ok((found, signals))
 }
 
 fn command_error(doing: &str, error: &K3sError) -> CommandError {
@@ -167,6 +170,27 @@ fn mib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_between_the_download_and_the_run_is_heard_by_the_run() {
+        let own = std::env::current_exe().unwrap();
+        let source = K3sSource::File(own.try_into().unwrap());
+        let (airgap_images, options) = (&AirgapImages::None, &Options::from_env());
+        let wanted = Wanted { source: &source, airgap_images, options };
+        let cache = tempfile::tempdir().unwrap();
+        let resolved = resolve(&wanted, Utf8Path::from_path(cache.path()).unwrap()).unwrap();
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).unwrap();
+        let (bell, guard) = crate::lab::alarm::alarm();
+        let heard = resolved.runtime.block_on(async {
+            let supervisor = kvm::Supervisor::new().unwrap();
+            let sink = crate::event::EventSink::new().0;
+            let listener = crate::cli::signals::listen(resolved.signals, bell, sink, supervisor, |_, _| ());
+            let heard = tokio::time::timeout(Duration::from_secs(5), guard.interruption()).await;
+            listener.abort();
+            heard
+        });
+        assert_eq!(heard.unwrap(), "SIGHUP");
+    }
 
     #[test]
     fn downloads_are_told_in_words() {

@@ -9,7 +9,7 @@ use verdict::Classifier;
 use crate::cli::k3s::{K3sArgs, Wanted};
 use crate::cli::keep::{self, Closing, Keep, Leash};
 use crate::cli::signals::Signals;
-use crate::cli::{Global, base, k3s, print, runtime, signals, usage};
+use crate::cli::{Global, base, k3s, print, signals, usage};
 use crate::error::CommandError;
 use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
@@ -81,8 +81,9 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
     loaded.scenario.airgap_images = args.k3s_args.airgap_images(&source, &loaded.scenario.airgap_images)?;
     let folders = global.folders()?;
     let (airgap_images, options) = (&loaded.scenario.airgap_images, &args.k3s_args.options());
-    let k3s = k3s::resolve(&Wanted { source: &source, airgap_images, options }, &folders.cache)?;
-    runtime()?.block_on(in_runtime(args, loaded, recipe, k3s, folders))
+    let k3s::Resolved { binary, signals, runtime } =
+        k3s::resolve(&Wanted { source: &source, airgap_images, options }, &folders.cache)?;
+    runtime.block_on(in_runtime(args, loaded, recipe, binary, folders, signals))
 }
 
 async fn in_runtime(
@@ -91,6 +92,7 @@ async fn in_runtime(
     recipe: images::recipe::Recipe,
     k3s: images::k3s::K3sBinary,
     folders: Folders,
+    signals: Signals,
 ) -> Result<u8, CommandError> {
     let began = Instant::now();
     let environment = |context: &str, error: &(dyn std::error::Error + 'static)| {
@@ -118,7 +120,24 @@ async fn in_runtime(
     let supervisor = Supervisor::new().map_err(|error| environment("preparing to start processes", &error))?;
     let (sink, events) = EventSink::new();
     let (bell, guard) = alarm::alarm();
-    let signals = signals::listen(bell.clone(), sink.clone(), supervisor.clone())?;
+    let catalogue = crate::catalogue::shipped()
+        .map_err(|error| CommandError::new(Blame::Harness, "reading the shipped catalogue", &error))?;
+    let classifier = Classifier::new(&catalogue);
+    let last_words = {
+        let (record, header, classifier) = (record.clone(), header.clone(), classifier.clone());
+        move |first: &str, second: &str| {
+            let report = RunReport::ended_at_once(
+                &header,
+                (first, second),
+                record.path().as_str(),
+                &classifier,
+                millis(began.elapsed()),
+            );
+            // A run that was judged already keeps its verdict; there is nobody left to be told of a failure.
+            let _ = record.write_json_once("verdict.json", &report);
+        }
+    };
+    let listener = signals::listen(signals, bell.clone(), sink.clone(), supervisor.clone(), last_words);
     // Where a lab may be kept, this process is its owner already.
     let leash = match args.keep() {
         Keep::Never => None,
@@ -135,9 +154,6 @@ async fn in_runtime(
         run_dir: record.path().to_string(),
     });
 
-    let catalogue = crate::catalogue::shipped()
-        .map_err(|error| CommandError::new(Blame::Harness, "reading the shipped catalogue", &error))?;
-    let classifier = Classifier::new(&catalogue);
     let result: Result<Ingredients, CommandError> = async {
         let inputs = tokio::select! {
             biased;
@@ -196,7 +212,7 @@ async fn in_runtime(
     }
     // Listened to before the run's own listener goes: a signal in between would be lost.
     let until_stopped = Signals::open()?;
-    signals.abort();
+    listener.abort();
     let (passed, exit_code) = (report.passed, report.exit_code);
     sink.emit(EventKind::RunFinished { passed, exit_code, summary: report.headline() });
     // The reporters end with that event; should one hang on a blocked terminal, the run does not.

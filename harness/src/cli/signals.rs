@@ -1,5 +1,7 @@
 //! Signals: once is graceful, twice is at once.
 
+use std::time::Duration;
+
 use kvm::Supervisor;
 use nix::sys::signal::Signal as Sig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -41,24 +43,32 @@ impl Signals {
     }
 }
 
-/// Listens for SIGINT, SIGTERM and SIGHUP from now on.
+/// Longest time for the last words of a run that is ended at once.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Hears the signals of a run.
 ///
-/// The first rings the alarm; the second kills every process of the run and exits with 130.
-///
-/// # Errors
-/// Where the system refuses to hand out signals.
+/// The first rings the alarm; the second kills every process of the run, has `last_words` written (given both signals' names;
+/// a disk that hangs does not hold up the end) and exits with 130.
 pub(super) fn listen(
+    mut signals: Signals,
     bell: AlarmBell,
     sink: EventSink,
     supervisor: Supervisor,
-) -> Result<tokio::task::JoinHandle<()>, CommandError> {
-    let mut signals = Signals::open()?;
-    Ok(tokio::spawn(async move {
+    last_words: impl FnOnce(&str, &str) + Send + 'static,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
         let first = signals.next().await.to_string();
         sink.emit(EventKind::Interrupted { signal: first.clone() });
-        bell.ring(Alarm::Interrupted { signal: first });
-        signals.next().await;
+        bell.ring(Alarm::Interrupted { signal: first.clone() });
+        let second = signals.next().await.to_string();
         supervisor.kill_all_now();
+        let (said, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            last_words(&first, &second);
+            let _ = said.send(());
+        });
+        let _ = done.recv_timeout(LAST_WORDS);
         std::process::exit(i32::from(Blame::Interrupted.exit_code()));
-    }))
+    })
 }

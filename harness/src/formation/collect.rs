@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
+use crate::event::EventSink;
 use crate::formation::context::Context;
 use crate::guest::{Guest, GuestError};
 use crate::lab::Lab;
 use crate::plan::Phase;
 use crate::printable::printable;
-use crate::record::private_file;
+use crate::record::{RunDir, private_file};
 use crate::redact::redact;
 
 /// File in the node's folder, and the command whose output it holds. The kernel counts from boot, which `clock.json` places
@@ -21,10 +22,10 @@ use crate::redact::redact;
 const ALWAYS: [(&str, &str); 1] = [("dmesg.log", "dmesg")];
 
 /// What is fetched besides where a run failed.
-const ON_FAILURE: [(&str, &str); 6] = [
+const ON_FAILURE: [(&str, &str); 8] = [
     (
         "ip.txt",
-        "ip -d link; echo; ip addr; echo; ip route; echo; ip neigh; for b in /proc/net/bonding/*; do [ -e \"$b\" ] && echo && echo \"$b\" && cat \"$b\"; done; for v in /proc/net/vlan/*; do echo; echo \"$v\"; cat \"$v\"; done",
+        "ip -d -s link; echo; ip addr; echo; ip route show table all; echo; ip neigh; for b in /proc/net/bonding/*; do [ -e \"$b\" ] && echo && echo \"$b\" && cat \"$b\"; done; for v in /proc/net/vlan/*; do [ -e \"$v\" ] && echo && echo \"$v\" && cat \"$v\"; done",
     ),
     (
         "units.txt",
@@ -33,17 +34,31 @@ const ON_FAILURE: [(&str, &str); 6] = [
     ("sockets.txt", "ss -lntup"),
     (
         "resources.txt",
-        "df -h; echo; free -m; echo; cat /proc/loadavg /proc/pressure/* 2>/dev/null; echo; ps -eo pid,ppid,stat,pcpu,rss,etime,args --sort=-pcpu | head -40",
+        "df -h; echo; df -i; echo; free -m; echo; cat /proc/loadavg /proc/pressure/* 2>/dev/null; echo; ps -eo pid,ppid,stat,pcpu,rss,etime,args --sort=-pcpu | head -40",
     ),
+    ("k3s.txt", K3S),
+    ("etcd.txt", ETCD),
+    // What could not be followed to its end, say because sshd answered late.
+    ("journal-tail.txt", "journalctl --no-pager --boot --output=short-iso-precise --lines=500"),
     (
-        "k3s.txt",
-        "cat /etc/default/k3s-server /etc/default/k3s-agent 2>/dev/null; ls -laR /var/lib/rancher/k3s/server 2>/dev/null | head -200; k3s --version",
-    ),
-    (
-        "etcd.txt",
-        "d=/var/lib/rancher/k3s/server/tls/etcd; curl -sm 5 http://127.0.0.1:2381/health; echo; a=$(sed -n 's/.*--node-ip \\([0-9.]*\\).*/\\1/p' /etc/default/k3s-server); curl -sm 5 --cacert $d/peer-ca.crt --cert $d/peer-server-client.crt --key $d/peer-server-client.key https://$a:2380/members",
+        "files.txt",
+        "ls -laR /var/lib/rancher/k3s/server 2>/dev/null | head -200; file -b /usr/local/bin/k3s 2>/dev/null; od -An -tx1 -N20 /usr/local/bin/k3s",
     ),
 ];
+
+/// Flags and configuration. In a configuration file the token stands behind a word too common to be looked for everywhere, so
+/// it is taken out here. The version is asked for last: a k3s that hangs costs only that.
+const K3S: &str = "for f in /etc/default/k3s-server /etc/default/k3s-agent /etc/rancher/k3s/config.yaml /etc/rancher/k3s/config.yaml.d/*; do \
+    [ -e \"$f\" ] && echo \"# $f\" && sed -E 's/^([[:space:]]*\"?(agent-)?token\"?[[:space:]]*:).*/\\1 <token redacted>/' \"$f\"; done; \
+    for p in $(pidof k3s); do tr '\\0' ' ' <\"/proc/$p/cmdline\"; echo; done; timeout 5 k3s --version";
+
+/// etcd's members, from its peer port (whose certificate may well be what is wrong, so it is not checked), and what `endpoint status` would say: version, leader, size, raft's indexes.
+const ETCD: &str = "d=/var/lib/rancher/k3s/server/tls/etcd; a=$(sed -n 's/.*--node-ip \\([0-9.]*\\).*/\\1/p' /etc/default/k3s-server); \
+    peer=\"--cacert $d/peer-ca.crt --cert $d/peer-server-client.crt --key $d/peer-server-client.key\"; \
+    echo '# members'; curl -sSkm 3 $peer \"https://$a:2380/members\"; echo; \
+    echo '# version'; curl -sSkm 3 $peer \"https://$a:2380/version\"; echo; \
+    echo '# health'; curl -sSm 3 http://127.0.0.1:2381/health; echo; \
+    echo '# status'; curl -sSm 3 http://127.0.0.1:2381/metrics | grep -E '^etcd_(server_(has_leader|is_leader|is_learner|id|leader_changes_seen_total|proposals_(committed_total|applied_total|pending|failed_total)|heartbeat_send_failures_total|slow_apply_total)|mvcc_db_total_size(_in_use)?_in_bytes|disk_wal_fsync_duration_seconds_(sum|count)|network_peer_round_trip_time_seconds_(sum|count))'";
 
 /// After so many items in a row without a byte, a guest is taken to be hung.
 const SILENT_MAX: u32 = 2;
@@ -65,28 +80,39 @@ pub(super) async fn collect(cx: &Context, lab: &Lab, guests: &BTreeMap<String, G
     let began =
         cx.begin(Phase::Collect, &format!("{} of {}", counted(items.len(), "item"), counted(guests.len(), "node")));
     let missed = tokio::select! {
-        missed = join_all(guests.values().map(|guest| collect_node(cx, lab, guest, &items, deadline))) => missed.concat(),
+        missed = join_all(guests.values().map(|guest| collect_living(cx, lab, guest, &items, deadline))) => missed.concat(),
         signal = cx.guard.interruption() => vec![format!("the rest, interrupted by {signal}")],
     };
     let note = if missed.is_empty() { "complete".to_owned() } else { format!("without {}", missed.join(", ")) };
     cx.end(Phase::Collect, began, missed.is_empty(), note);
 }
 
-async fn collect_node(
+/// A guest that is gone or held would let every item run into its deadline: it is only named.
+async fn collect_living(
     cx: &Context,
     lab: &Lab,
     guest: &Guest,
     items: &[(&str, &str)],
     deadline: Duration,
 ) -> Vec<String> {
-    // A guest that is gone or held would let every item run into its deadline.
-    if let Some(why) = lab.silenced(guest.node()).await {
-        return vec![format!("{} ({why})", guest.node())];
+    match lab.silenced(guest.node()).await {
+        Some(why) => vec![format!("{} ({why})", guest.node())],
+        None => collect_node(&cx.record, &cx.sink, guest, items, deadline).await,
     }
-    let dir = match cx.record.node(guest.node()) {
+}
+
+/// Fetches a node's items, one after the other, each with its share of the deadline. What is missing is returned in words.
+async fn collect_node(
+    record: &RunDir,
+    sink: &EventSink,
+    guest: &Guest,
+    items: &[(&str, &str)],
+    deadline: Duration,
+) -> Vec<String> {
+    let dir = match record.node(guest.node()) {
         Ok(dir) => dir,
         Err(error) => {
-            cx.sink.warn(format!("nothing is collected from {}: {error}", guest.node()));
+            sink.warn(format!("nothing is collected from {}: {error}", guest.node()));
             return vec![guest.node().to_owned()];
         }
     };
@@ -133,4 +159,80 @@ async fn collect_node(
         }
     }
     missed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use camino::Utf8Path;
+
+    use super::*;
+    use crate::guest::testing::{Door, Sshd};
+    use crate::record::RunHeader;
+
+    fn record(state: &tempfile::TempDir) -> RunDir {
+        let header = RunHeader {
+            schema_version: 1,
+            run: "r".to_owned(),
+            lab: "l".to_owned(),
+            scenario: "s".to_owned(),
+            k3s: "k".to_owned(),
+            started: jiff::Timestamp::now(),
+            command: Vec::new(),
+            harness_version: "0".to_owned(),
+            pid: 1,
+        };
+        RunDir::create(Utf8Path::from_path(state.path()).unwrap(), &header).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_part_that_hangs_costs_itself_only_and_no_token_is_kept() {
+        let state = tempfile::tempdir().unwrap();
+        let record = record(&state);
+        let sshd = Sshd::start();
+        let guest = sshd.guest().await;
+        let items = [
+            ("a.txt", "echo first"),
+            ("hangs.txt", "echo begun; exec sleep 1000"),
+            ("b.txt", "echo k3s server --token s3cret --node-ip 1; echo trouble >&2"),
+        ];
+        let began = Instant::now();
+        let missed = collect_node(&record, &EventSink::new().0, &guest, &items, Duration::from_secs(6)).await;
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_eq!(missed, ["server-1/hangs.txt (cut at its deadline)"]);
+        let read = |file: &str| std::fs::read_to_string(record.node("server-1").unwrap().join(file)).unwrap();
+        assert_eq!((read("a.txt").as_str(), read("hangs.txt").as_str()), ("first\n", "begun\n"));
+        assert_eq!(
+            read("b.txt"),
+            "k3s server --token <token redacted> --node-ip 1\n\n--- standard error ---\ntrouble\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_gone_is_named_once() {
+        let state = tempfile::tempdir().unwrap();
+        let record = record(&state);
+        let sshd = Sshd::start();
+        let guest = sshd.guest().await;
+        sshd.set(Door::Refusing);
+        sshd.kill_sessions();
+        let items = [("a.txt", "echo a"), ("b.txt", "echo b")];
+        let missed = collect_node(&record, &EventSink::new().0, &guest, &items, Duration::from_secs(2)).await;
+        assert!(!missed.is_empty() && missed.iter().all(|missed| missed.contains("server-1")), "{missed:?}");
+    }
+
+    #[test]
+    fn the_token_of_a_configuration_file_is_taken_out_in_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, "server: https://a\ntoken: s3cret\n  \"agent-token\": 'other'\ntoken-file: /x\n")
+            .unwrap();
+        let script = K3S.replace("/etc/rancher/k3s/config.yaml ", &format!("{} ", file.display()));
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("server: https://a\ntoken: <token redacted>\n"), "{text}");
+        assert!(text.contains("token-file: /x"), "{text}");
+        assert!(!text.contains("s3cret") && !text.contains("other"), "{text}");
+    }
 }

@@ -111,6 +111,7 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     };
     let kept = if standing.lab.has_machines() && keep(&ended) {
         cx.skip(Phase::Teardown, "the lab is kept");
+        journals_end_here(&cx, standing.guests.keys());
         Some(standing)
     } else {
         ended.leftovers = teardown(&cx, standing).await;
@@ -118,6 +119,19 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     };
     ended.phases = cx.records();
     (ended, kept)
+}
+
+/// A kept lab's guests go on talking; their journals in the run folder are the run's, and say so where they end.
+fn journals_end_here<'a>(cx: &Context, nodes: impl Iterator<Item = &'a String>) {
+    for node in nodes {
+        let line = format!(
+            "-- The run is over and this journal with it; the lab is kept: `harness logs {node} --lab {}` shows the rest. --",
+            cx.plan.lab
+        );
+        if let Err(error) = cx.record.append_line(&format!("nodes/{node}/journal.log"), &line) {
+            cx.sink.warn(crate::error::chain_of(&error).join(": "));
+        }
+    }
 }
 
 /// Up to the point where something long-lived is started: the image, held so that nobody removes it.

@@ -150,6 +150,30 @@ impl RunReport {
         }
     }
 
+    /// The report of a run that was told twice to end: nothing was collected and nothing is judged.
+    #[must_use]
+    pub fn ended_at_once(
+        header: &RunHeader,
+        (first, second): (&str, &str),
+        run_dir: &str,
+        classifier: &Classifier,
+        elapsed_ms: u64,
+    ) -> Self {
+        let chain = vec![
+            format!("interrupted by {first}"),
+            format!("and again by {second}: ended at once, nothing was collected"),
+        ];
+        let error = CommandError { blame: Blame::Interrupted, chain, hint: None };
+        let mut report = Self::before_plan(header, &error, run_dir, classifier, elapsed_ms);
+        // Which phase it was is in the events.
+        report.context.phase = None;
+        report.verdict.phase = None;
+        if let Some(failure) = &mut report.failure {
+            failure.phase = None;
+        }
+        report
+    }
+
     /// One line.
     #[must_use]
     pub fn headline(&self) -> String {

@@ -52,6 +52,10 @@ fn a_kept_lab_is_looked_into_and_stopped() {
     assert_eq!(run.json("verdict.json")["passed"], true);
     assert!(run.stdout().contains("  kept: lab "), "{}", run.stdout());
 
+    let journal = std::fs::read_to_string(run.dir.join("nodes/server-1/journal.log")).unwrap();
+    let end = journal.lines().last().unwrap();
+    assert!(end.starts_with("-- The run is over and this journal with it; the lab is kept: `harness logs"), "{end}");
+
     let labs = labs(&bench);
     assert_eq!(labs.len(), 1);
     let lab = labs[0]["lab"].as_str().unwrap();

@@ -56,4 +56,6 @@ fn a_switch_killed_from_outside_ends_the_wait_and_is_named() {
     bench.assert_clean();
     let verdict = std::fs::read_to_string(bench.newest_run().join("verdict.json")).unwrap();
     assert!(verdict.contains("vde_switch killed by signal 9"), "{verdict}");
+    let vde = std::fs::read_to_string(bench.newest_run().join("vde.log")).unwrap();
+    assert!(vde.contains("vde_switch killed by signal 9"), "{vde}");
 }
