@@ -1,6 +1,6 @@
 //! Any bytes given to `harness diagnose`: a verdict or an error, never a panic, in bounded memory.
 //!
-//! `cargo +nightly fuzz run diagnose -- -runs=1000000 -max_len=4096 -rss_limit_mb=512`, seeded with
+//! See README.md for how it is run; seeded with
 //! `harness/verdict/tests/fixtures`. The first byte chooses the name, as names tell nodes and programs.
 
 #![no_main]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use camino::Utf8Path;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use images::guest::SEED_FAILED_MARK;
+use images::guest::{SEED_FAILED_MARK, SEED_OK_MARK};
 use images::seed::SeedFile;
 use kvm::Vm;
 use tokio::sync::Notify;
@@ -118,18 +118,22 @@ pub(super) async fn lay_disks(
 }
 
 /// Starts all VMs and waits until each answers over SSH. A guest is in `guests`, and its journal followed, from the
-/// moment it answers, whatever becomes of the others.
+/// moment it answers, whatever becomes of the others; `prepare` is what is done with it at once.
 ///
 /// # Errors
-/// The environment's failure; a host key that is not the seed's is never retried.
-pub(super) async fn boot(
+/// The environment's failure; a host key that is not the seed's is never retried. The failure of a preparation, at once.
+pub(super) async fn boot<P>(
     cx: &Context,
     lab: &mut Lab,
     pump: &mut EvidencePump,
     seeds: &Seeds,
     inventory: Option<&Inventory>,
     guests: &mut BTreeMap<String, Guest>,
-) -> Result<(), Failure> {
+    prepare: impl Fn(Guest) -> P,
+) -> Result<(), Failure>
+where
+    P: Future<Output = Result<(), Failure>>,
+{
     let machines = cx
         .phase(Phase::Boot, None, "QEMU to start", async {
             let mut machines = Vec::new();
@@ -142,7 +146,7 @@ pub(super) async fn boot(
                 watch_vcpus(pump, &node.name, &vm).await;
                 let hint = Arc::new(Notify::new());
                 let console = node.vm.console_log.clone();
-                pump.follow_console(node.name.clone(), console, SEED_FAILED_MARK, Arc::clone(&hint));
+                pump.follow_console(node.name.clone(), console, SEED_OK_MARK, SEED_FAILED_MARK, Arc::clone(&hint));
                 pump.follow_qemu(node.name.clone(), node.vm.stderr_log.clone());
                 machines.push((node, vm, hint));
             }
@@ -155,8 +159,17 @@ pub(super) async fn boot(
         .into_iter()
         .map(|(node, vm, hint)| boot_one(cx, node, (vm, hint), seeds, inventory, recorder.ssh_news(&node.name)))
         .collect();
+    let mut preparing = FuturesUnordered::new();
     let mut failures = Vec::new();
-    while let Some(booted) = booting.next().await {
+    loop {
+        let booted = tokio::select! {
+            Some(prepared) = preparing.next() => {
+                prepared?;
+                continue;
+            }
+            Some(booted) = booting.next() => booted,
+            else => break,
+        };
         match booted {
             Err(failure) => failures.push(failure),
             Ok(guest) => {
@@ -164,6 +177,7 @@ pub(super) async fn boot(
                     Ok(dir) => pump.follow_journal(guest.clone(), dir.join("journal.log")),
                     Err(error) => cx.sink.warn(format!("the journal of {} is not kept: {error}", guest.node())),
                 }
+                preparing.push(prepare(guest.clone()));
                 guests.insert(guest.node().to_owned(), guest);
             }
         }

@@ -26,8 +26,9 @@ pub(super) async fn identify(cx: &Context, guest: &Guest, node: &NodePlan, expec
     cx.phase(Phase::Identify, Some(&node.name), "hostname, seed, image and addresses of the plan", async {
         let output = guest
             .exec_ok(
-                "echo hostname $(cat /proc/sys/kernel/hostname); echo seed $(cat /etc/harness/seed); \
-                 echo image $(cat /etc/harness/image); ip -4 -o addr show scope global | while read -r _ dev _ addr _; do echo addr $dev $addr; done",
+                "say() { read -r line <\"$2\"; echo \"$1 $line\"; }; say hostname /proc/sys/kernel/hostname; \
+                 say seed /etc/harness/seed; say image /etc/harness/image; \
+                 ip -4 -o addr show scope global | while read -r _ dev _ addr _; do echo addr $dev $addr; done",
                 cx.limit(Duration::from_secs(10)),
             )
             .await
@@ -36,8 +37,9 @@ pub(super) async fn identify(cx: &Context, guest: &Guest, node: &NodePlan, expec
         if differences.is_empty() {
             return Ok(Done::new((), format!("seed {}, image {}", expected.seed, short(&expected.image))));
         }
-        let mut failure = Failure::new(Blame::Environment, format!("{} is not the node the plan says (FM-3)", node.name))
-            .hint("a seed or an image was mixed up between nodes: look at seeds and digests in plan.json");
+        let mut failure =
+            Failure::new(Blame::Environment, format!("{} is not the node the plan says (FM-3)", node.name))
+                .hint("a seed or an image was mixed up between nodes: look at seeds and digests in plan.json");
         for difference in differences {
             failure = failure.because(difference);
         }

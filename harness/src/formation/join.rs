@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use tokio::sync::broadcast;
 
 use crate::cluster;
@@ -101,11 +102,13 @@ fn names(servers: &[(&NodePlan, Guest)]) -> String {
 
 /// One look at one server.
 async fn look(cx: &Context, guest: &Guest, api: &cluster::ClusterApi) -> Result<(), String> {
-    let health = cluster::health(guest, cx.limit(Duration::from_secs(3))).await.map_err(|error| error.to_string())?;
+    let limit = cx.limit(Duration::from_secs(3));
+    let health = async { cluster::health(guest, limit).await.map_err(|error| error.to_string()) };
+    let readyz = async { api.readyz().await.map_err(|error| error.to_string()) };
+    let (health, readyz) = tokio::try_join!(health, readyz)?;
     if !health.healthy {
         return Err(format!("etcd is unhealthy: {}", health.reason));
     }
-    let readyz = api.readyz().await.map_err(|error| error.to_string())?;
     if !readyz.ok {
         return Err(format!("/readyz fails {}", readyz.failing.join(", ")));
     }
@@ -133,25 +136,28 @@ pub(super) async fn verify(cx: &Context, servers: &[(&NodePlan, Guest)], cluster
                 )));
             }
         }
-        for (node, guest) in servers {
-            let (api, _forward) = open_api(guest, &cluster.kubeconfig).await?;
-            // One hiccup after minutes of success decides nothing; what is wrong at the deadline does.
-            let mut tick = tokio::time::interval(LOOK_EVERY);
-            loop {
-                tick.tick().await;
-                let looked = match look(cx, guest, &api).await {
-                    Ok(()) => check_members(cx, node, guest).await,
-                    Err(why) => Err(why),
-                };
-                match looked {
-                    Ok(()) => break,
-                    Err(why) => cx.progress(Phase::Verify, None, format!("{}: {why}", node.name)),
-                }
-            }
-        }
+        try_join_all(servers.iter().map(|(node, guest)| verify_server(cx, node, guest, cluster))).await?;
         Ok(Done::new((), format!("{}; {} etcd members", describe(&nodes), servers.len())))
     })
     .await
+}
+
+/// One server is in order: by its own API, and by its own etcd.
+async fn verify_server(cx: &Context, node: &NodePlan, guest: &Guest, cluster: &Cluster) -> Result<(), Failure> {
+    let (api, _forward) = open_api(guest, &cluster.kubeconfig).await?;
+    // One hiccup after minutes of success decides nothing; what is wrong at the deadline does.
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tick.tick().await;
+        let looked = match look(cx, guest, &api).await {
+            Ok(()) => check_members(cx, node, guest).await,
+            Err(why) => Err(why),
+        };
+        match looked {
+            Ok(()) => return Ok(()),
+            Err(why) => cx.progress(Phase::Verify, None, format!("{}: {why}", node.name)),
+        }
+    }
 }
 
 /// The etcd members one server knows are the plan's servers, all voting.

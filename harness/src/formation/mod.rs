@@ -27,6 +27,7 @@ use crate::event::EventSink;
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::guest::Guest;
+use crate::lab::dhcp::Leases;
 use crate::lab::evidence::EvidencePump;
 use crate::lab::ledger::Admission;
 use crate::lab::sampler::HostSampler;
@@ -178,26 +179,12 @@ async fn form(
     let seeds = boot::Seeds::make(cx)?;
     boot::lay_disks(cx, tools, &seeds, &image.root, dirs.disks()).await?;
     let inventory = seeds.inventory(cx, dirs.disks());
-    boot::boot(cx, lab, pump, &seeds, inventory.as_ref(), guests).await?;
+    // Each node by itself: what is done on one while another still boots costs no time.
+    let prepare = |guest| prepare_node(cx, guest, &seeds, &image.id, &leases);
+    boot::boot(cx, lab, pump, &seeds, inventory.as_ref(), guests, prepare).await?;
     let guests = &*guests;
-
-    let every = cx.plan.nodes.iter().filter_map(|node| Some((node, guests.get(&node.name)?))).collect::<Vec<_>>();
-    let interfaces = every.iter().map(|(node, guest)| network::check_interfaces(cx, guest, node, &leases));
-    futures::future::try_join_all(interfaces).await?;
-    let mut expected = BTreeMap::new();
-    for (node, _) in &every {
-        let seed = seeds.node(&node.name)?.id.clone();
-        expected.insert(node.name.as_str(), identify::Identity { seed, image: image.id.clone() });
-    }
-    let identities = every.iter().filter_map(|(node, guest)| {
-        let identity = expected.get(node.name.as_str())?;
-        Some(identify::identify(cx, guest, node, identity))
-    });
-    futures::future::try_join_all(identities).await?;
+    cx.goes_without(Phase::Sanitize);
     network::check_paths(cx, guests).await?;
-    if !cx.goes_without(Phase::Sanitize) {
-        futures::future::try_join_all(every.iter().map(|(_, guest)| sanitize::sanitize(cx, guest))).await?;
-    }
 
     let guest = |node: &NodePlan| {
         guests
@@ -227,6 +214,23 @@ async fn form(
         }
     }
     join::verify(cx, &servers, &cluster).await
+}
+
+/// A node that has answered: its interfaces, that it is who it should be, and that nothing of an earlier k3s is on it.
+async fn prepare_node(
+    cx: &Context,
+    guest: Guest,
+    seeds: &boot::Seeds,
+    image: &str,
+    leases: &[Leases],
+) -> Result<(), Failure> {
+    let name = guest.node();
+    let node =
+        cx.plan.node(name).ok_or_else(|| Failure::new(Blame::Harness, format!("the plan has no node {name}")))?;
+    network::check_interfaces(cx, &guest, node, leases).await?;
+    let expected = identify::Identity { seed: seeds.node(name)?.id.clone(), image: image.to_owned() };
+    identify::identify(cx, &guest, node, &expected).await?;
+    if cx.plan.without.contains(&Phase::Sanitize) { Ok(()) } else { sanitize::sanitize(cx, &guest).await }
 }
 
 /// Takes everything down; what would not go is returned in words.

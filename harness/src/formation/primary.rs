@@ -48,11 +48,12 @@ pub(super) async fn primary(
         let mut watch = unit::start(cx, guest, node, None, entries).await?;
         watch.started().await?;
         cx.progress(Phase::Primary, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
-        let token = read_text(cx, guest, TOKEN.into()).await?.trim().to_owned();
+        let (token, kubeconfig) =
+            tokio::try_join!(read_text(cx, guest, TOKEN.into()), read_text(cx, guest, KUBECONFIG.into()))?;
+        let token = token.trim().to_owned();
         if token.is_empty() {
             return Err(Failure::product(format!("{TOKEN} is empty")));
         }
-        let kubeconfig = read_text(cx, guest, KUBECONFIG.into()).await?;
         let (api, forward) = open_api(guest, &kubeconfig).await?;
         let wanted = [expected(node)];
         let nodes = tokio::select! {

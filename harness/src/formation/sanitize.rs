@@ -24,27 +24,36 @@ const STATE: [&str; 6] = [
 /// Stops, removes, and looks. Prints `was-running`, `removed PATH`, `left PATH` and `alive PID NAME` lines.
 fn script() -> String {
     let state = STATE.join(" ");
+    // Few programs are started: each costs an emulated CPU dearly. `is-active` prints one state per unit, in order.
     format!(
         r#"
-for unit in k3s-server.service k3s-agent.service k3s.service; do
-  state=$(systemctl show -p ActiveState --value "$unit" 2>/dev/null)
-  case $state in active|activating|reloading|deactivating) echo "was-running $unit"; systemctl stop "$unit" ;; esac
-  systemctl reset-failed "$unit" 2>/dev/null
+set -- k3s-server.service k3s-agent.service k3s.service
+running= failed=
+for state in $(systemctl is-active "$@" 2>/dev/null); do
+  case $state in
+    active|activating|reloading|deactivating) echo "was-running $1"; running="$running $1" ;;
+    failed) failed="$failed $1" ;;
+  esac
+  shift
 done
-alive() {{
+[ -z "$running" ] || systemctl stop $running
+[ -z "$running$failed" ] || systemctl reset-failed $running $failed 2>/dev/null
+each() {{
   for comm in /proc/[0-9]*/comm; do
     read -r name <"$comm" 2>/dev/null || continue
-    case $name in k3s|k3s-*|containerd|containerd-shim*|etcd) pid=${{comm#/proc/}}; echo "$1 ${{pid%/comm}} $name" ;; esac
+    case $name in k3s|k3s-*|containerd|containerd-shim*|etcd) pid=${{comm#/proc/}}; "$1" "${{pid%/comm}}" "$name" ;; esac
   done
 }}
-alive kill | while read -r _ pid name; do echo "killed $name"; kill -9 "$pid" 2>/dev/null; done
+end() {{ kill -9 "$1" 2>/dev/null && echo "killed $2"; }}
+alive() {{ echo "alive $1 $2"; }}
+each end
 for path in {state}; do
   if [ -e "$path" ] || [ -L "$path" ]; then rm -rf "$path" && echo "removed $path"; fi
 done
 for path in {state}; do
   if [ -e "$path" ] || [ -L "$path" ]; then echo "left $path"; fi
 done
-alive alive
+each alive
 echo done
 "#
     )

@@ -50,17 +50,12 @@ pub(super) async fn start<'a>(
         Role::Agent => images::guest::AGENT_ENV_PATH,
     };
     let limit = cx.limit(Duration::from_secs(10));
-    // The token is in it: readable by root only, and not on any command line.
-    guest
-        .write_file(path, 0o600, env.as_bytes(), limit)
-        .await
-        .map_err(|error| Failure::from_error(Blame::Environment, "writing the k3s configuration", &error))?;
     // Where sanitize was left out, the image may have started the unit already, with another configuration.
-    let start = format!("cat /proc/uptime; systemctl restart --no-block {}", node.k3s_unit);
-    let output = guest
-        .exec_ok(&start, limit)
-        .await
-        .map_err(|error| Failure::from_error(Blame::Environment, format!("starting {}", node.k3s_unit), &error))?;
+    let start = format!("read -r up _ </proc/uptime; echo $up; systemctl restart --no-block {}", node.k3s_unit);
+    // The token is in it: readable by root only, and not on any command line.
+    let output = guest.write_file_then(path, 0o600, env.as_bytes(), &start, limit).await.map_err(|error| {
+        Failure::from_error(Blame::Environment, format!("configuring and starting {}", node.k3s_unit), &error)
+    })?;
     let started_at_us = uptime_us(&output.text());
     Ok(UnitWatch { cx, guest, unit: &node.k3s_unit, entries, started_at_us, exits: 0 })
 }

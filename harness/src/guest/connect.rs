@@ -28,6 +28,12 @@ use super::keys::fingerprint;
 use super::news::{AttemptClass, Attempts, SshNews};
 use super::ssh::{Connection, SshTarget};
 
+/// How long after a hint connections follow each other closely: the guest is seconds from showing its banner, and the
+/// first of them may still find its network down.
+const HINTED_FOR: Duration = Duration::from_secs(4);
+/// Time between two connections then, and how long one is kept.
+const HINTED_SPACING: Duration = Duration::from_millis(150);
+const HINTED_LIFETIME: Duration = Duration::from_millis(1_500);
 /// Time between two connections while the guest has not been heard of.
 const SPACING: Duration = Duration::from_millis(400);
 /// How long a connection is kept while the guest has not been heard of.
@@ -215,7 +221,7 @@ fn describe(failure: &NoBanner) -> String {
 
 /// Looks for the guest until `end`. A permanent refusal ends it at once.
 ///
-/// A notification through `hint` (somebody has seen the guest come up) makes it look at once.
+/// A notification through `hint` (somebody has seen the guest come up) makes it look at once, and closely for a while.
 pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify>) -> Result<Connection, GuestError> {
     let started = Instant::now();
     let pace = target.patience.clamp(1.0, 4.0);
@@ -225,6 +231,7 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
     let mut heard = false;
     let mut last = "no banner".to_owned();
     let mut next = started;
+    let mut closely_until = started;
     loop {
         let may_start = if heard { waiting.is_empty() } else { waiting.len() < OUTSTANDING_MAX };
         let hinted = async {
@@ -233,6 +240,8 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
                 None => std::future::pending().await,
             }
         };
+        let closely = Instant::now() < closely_until;
+        let pace = if closely { 1.0 } else { pace };
         tokio::select! {
             biased;
             () = sleep_until(end) => {
@@ -280,16 +289,24 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
                     }
                 }
             },
-            () = hinted => next = Instant::now(),
+            () = hinted => {
+                // Those made before the guest's network was up wait for a retransmission seconds away.
+                if !heard {
+                    waiting.clear();
+                }
+                next = Instant::now();
+                closely_until = next + HINTED_FOR.mul_f64(target.patience.clamp(1.0, 4.0));
+            }
             () = sleep_until(next), if may_start => {
                 let lifetime = match attempts {
                     _ if heard => target.scaled(HEARD_LIFETIME),
                     n if n % PATIENT_EVERY == 0 => target.scaled(PATIENT_LIFETIME),
+                    _ if closely => HINTED_LIFETIME,
                     _ => UNHEARD_LIFETIME.mul_f64(pace),
                 };
                 attempts = attempts.saturating_add(1);
                 waiting.push(banner(target, lifetime));
-                next = Instant::now() + SPACING.mul_f64(pace);
+                next = Instant::now() + if closely { HINTED_SPACING } else { SPACING.mul_f64(pace) };
             }
         }
     }

@@ -105,16 +105,34 @@ impl Guest {
         content: &[u8],
         deadline: Duration,
     ) -> Result<(), GuestError> {
+        self.write_file_then(path, mode, content, "exit 0", deadline).await.map(drop)
+    }
+
+    /// As [`Guest::write_file`], and runs a command line once the file is in its place: one round trip for both.
+    ///
+    /// Anything but its exit status 0 is a [`GuestError::Failed`].
+    pub async fn write_file_then(
+        &self,
+        path: &str,
+        mode: u32,
+        content: &[u8],
+        then: &str,
+        deadline: Duration,
+    ) -> Result<ExecOutput, GuestError> {
         let target = quote(path);
+        // A file made under this umask has mode 600: no program is started to say so again.
+        let chmod = match mode & 0o7777 {
+            0o600 => String::new(),
+            mode => format!("chmod {mode:o} -- \"$t\" && "),
+        };
         let command = format!(
             "umask 077; t={target}.$$.tmp; \
-             if cat > \"$t\" && [ \"$(stat -c %s -- \"$t\")\" = {len} ] && chmod {mode:o} -- \"$t\" && mv -fT -- \"$t\" {target}; \
-             then exit 0; fi; rm -f -- \"$t\"; exit 1",
+             if cat > \"$t\" && [ \"$(stat -c %s -- \"$t\")\" = {len} ] && {chmod}mv -fT -- \"$t\" {target}; \
+             then {then}; exit; fi; rm -f -- \"$t\"; exit 1",
             len = content.len(),
-            mode = mode & 0o7777,
         );
         let output = self.exec_with(&command, Some(content), OUTPUT_MAX_BYTES, deadline).await?;
-        self.succeeded(&format!("write {path}"), output).map(drop)
+        self.succeeded(&format!("write {path}"), output)
     }
 
     fn succeeded(&self, command: &str, output: ExecOutput) -> Result<ExecOutput, GuestError> {

@@ -124,6 +124,26 @@ async fn a_hint_makes_it_look_at_once() {
 }
 
 #[tokio::test]
+async fn after_a_hint_connections_follow_closely() {
+    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
+    let mut target = sshd.target();
+    target.patience = 4.0; // attempts 1.6 s apart
+    let hint = Arc::new(tokio::sync::Notify::new());
+    let connecting = tokio::spawn({
+        let hint = Arc::clone(&hint);
+        async move { Guest::connect_hinted(target, LONG, &hint).await }
+    });
+    eventually("the first attempt", || sshd.accepted() == 1).await;
+    hint.notify_one();
+    // The network behind the port is up only after the connection made at the hint.
+    eventually("the hinted attempt", || sshd.accepted() >= 2).await;
+    sshd.set(Door::Open);
+    let open = Instant::now();
+    connecting.await.unwrap().unwrap();
+    shorter_than(open, 1_000, "a connection closely after the hint");
+}
+
+#[tokio::test]
 async fn a_guest_that_never_answers_is_unreachable_at_the_deadline() {
     for door in [Door::Silent, Door::Refusing] {
         let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), door);
@@ -214,6 +234,11 @@ async fn files_with_any_content_and_name() {
         assert_eq!(mode & 0o7777, 0o640);
         guest.write_file(&path, 0o600, b"", LONG).await.unwrap();
         assert_eq!(guest.read_file(&path, LONG).await.unwrap(), b"");
+        let said = guest.write_file_then(&path, 0o600, b"new", "echo then", LONG).await;
+        assert_eq!(said.unwrap().text(), "then\n");
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        let failed = guest.write_file_then(&path, 0o600, b"newer", "false", LONG).await.unwrap_err();
+        assert!(matches!(&failed, GuestError::Failed { status: Some(1), .. }), "{failed}");
     }
     let left: Vec<_> = std::fs::read_dir(sshd.dir.path())
         .unwrap()

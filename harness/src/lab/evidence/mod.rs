@@ -228,16 +228,17 @@ impl EvidencePump {
         self.tasks.spawn(journal::follow(guest, file, Arc::clone(&self.shared)));
     }
 
-    /// Follows a console's file. `ssh_hint` is notified when the console says something new, since a guest that
-    /// speaks there may soon answer elsewhere.
+    /// Follows a console's file. `ssh_hint` is notified when the console shows `seed_ok_mark`: the guest is
+    /// seconds from answering elsewhere.
     pub fn follow_console(
         &mut self,
         node: String,
         file: Utf8PathBuf,
+        seed_ok_mark: &'static str,
         seed_failed_mark: &'static str,
         ssh_hint: Arc<Notify>,
     ) {
-        let watch = ConsoleWatch { seed_failed_mark, ssh_hint };
+        let watch = ConsoleWatch { seed_ok_mark, seed_failed_mark, ssh_hint };
         self.files.spawn(tail::follow(node, file, Source::console(), Some(watch), Arc::clone(&self.shared)));
     }
 

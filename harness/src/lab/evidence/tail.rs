@@ -27,7 +27,9 @@ const LAST_LOOKS: usize = 64;
 pub(super) struct ConsoleWatch {
     /// Says that the guest could not unpack its seed.
     pub(super) seed_failed_mark: &'static str,
-    /// Told when the console says something new.
+    /// What a guest prints when it has unpacked its seed.
+    pub(super) seed_ok_mark: &'static str,
+    /// Told when it does.
     pub(super) ssh_hint: Arc<Notify>,
 }
 
@@ -69,10 +71,11 @@ pub(super) async fn follow(
 }
 
 fn take(node: &str, source: &Source, console: Option<&ConsoleWatch>, shared: &Shared, lines: Vec<String>) {
-    if let Some(console) = console {
-        console.ssh_hint.notify_waiters();
-    }
     for line in lines {
+        if let Some(console) = console.filter(|console| line.contains(console.seed_ok_mark)) {
+            // Kept for a search that is just between two looks.
+            console.ssh_hint.notify_one();
+        }
         if let Some(at) = console.and_then(|console| line.find(console.seed_failed_mark)) {
             shared.bell.ring(Alarm::seed_failed(node, &line[at..]));
         }
