@@ -52,11 +52,11 @@ const K3S: &str = "for f in /etc/default/k3s-server /etc/default/k3s-agent /etc/
     [ -e \"$f\" ] && echo \"# $f\" && sed -E 's/^([[:space:]]*\"?(agent-)?token\"?[[:space:]]*:).*/\\1 <token redacted>/' \"$f\"; done; \
     for p in $(pidof k3s); do tr '\\0' ' ' <\"/proc/$p/cmdline\"; echo; done; timeout 5 k3s --version";
 
-/// etcd's members, from its peer port (whose certificate may well be what is wrong, so it is not checked), and what `endpoint status` would say: version, leader, size, raft's indexes.
+/// etcd's members, from its peer port (whose certificate may well be what is wrong, so it is not checked; HTTP/2 is for gRPC there), and what `endpoint status` would say: version, leader, size, raft's indexes.
 const ETCD: &str = "d=/var/lib/rancher/k3s/server/tls/etcd; a=$(sed -n 's/.*--node-ip \\([0-9.]*\\).*/\\1/p' /etc/default/k3s-server); \
     peer=\"--cacert $d/peer-ca.crt --cert $d/peer-server-client.crt --key $d/peer-server-client.key\"; \
-    echo '# members'; curl -sSkm 3 $peer \"https://$a:2380/members\"; echo; \
-    echo '# version'; curl -sSkm 3 $peer \"https://$a:2380/version\"; echo; \
+    echo '# members'; curl -sSkm 3 --http1.1 $peer \"https://$a:2380/members\"; echo; \
+    echo '# version'; curl -sSkm 3 --http1.1 $peer \"https://$a:2380/version\"; echo; \
     echo '# health'; curl -sSm 3 http://127.0.0.1:2381/health; echo; \
     echo '# status'; curl -sSm 3 http://127.0.0.1:2381/metrics | grep -E '^etcd_(server_(has_leader|is_leader|is_learner|id|leader_changes_seen_total|proposals_(committed_total|applied_total|pending|failed_total)|heartbeat_send_failures_total|slow_apply_total)|mvcc_db_total_size(_in_use)?_in_bytes|disk_wal_fsync_duration_seconds_(sum|count)|network_peer_round_trip_time_seconds_(sum|count))'";
 
