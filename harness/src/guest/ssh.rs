@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use russh::client::{Handle, Msg};
 use russh::keys::{PrivateKey, PublicKey};
-use russh::{Channel, ChannelReadHalf, ChannelStream, ChannelWriteHalf, Disconnect};
+use russh::{Channel, ChannelOpenFailure, ChannelReadHalf, ChannelStream, ChannelWriteHalf, Disconnect};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
@@ -422,13 +422,10 @@ impl Guest {
             match receiver.await {
                 Ok(Ok(channel)) => return Ok((connection, channel)),
                 Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
-                    let news = SshNews::ChannelRefused { what: what.to_owned(), reason: format!("{why:?}") };
+                    let (what, reason) = (what.to_owned(), why_refused(why));
+                    let news = SshNews::ChannelRefused { what: what.clone(), reason: reason.clone() };
                     self.inner.target.news.tell(news);
-                    return Err(GuestError::ChannelRefused {
-                        node: self.node().to_owned(),
-                        what: what.to_owned(),
-                        reason: format!("{why:?}"),
-                    });
+                    return Err(GuestError::ChannelRefused { node: self.node().to_owned(), what, reason });
                 }
                 Ok(Err(e)) => reason = format!("{e} ({})", connection.ended()),
                 Err(_) => reason = connection.ended(),
@@ -441,5 +438,16 @@ impl Guest {
             during: format!("while opening {what}"),
             reason,
         })
+    }
+}
+
+/// The reasons of RFC 4254, 5.1, of what the guest's sshd was asked to do.
+fn why_refused(why: ChannelOpenFailure) -> String {
+    match why {
+        ChannelOpenFailure::AdministrativelyProhibited => "it is not allowed to".to_owned(),
+        ChannelOpenFailure::ConnectFailed => "it could not connect".to_owned(),
+        ChannelOpenFailure::UnknownChannelType => "it does not know how".to_owned(),
+        ChannelOpenFailure::ResourceShortage => "it is short of resources".to_owned(),
+        ChannelOpenFailure::Other { code, reason } => format!("{reason} (code {code})"),
     }
 }

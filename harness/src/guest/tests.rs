@@ -405,7 +405,7 @@ async fn a_tcp_connection_through_the_guest() {
     let mut stream = guest.direct_tcpip("127.0.0.1", port).await.unwrap();
     assert!(ask(&mut stream).await.ends_with("hello"));
     let error = guest.direct_tcpip("127.0.0.1", 1).await.err().unwrap();
-    assert!(matches!(&error, GuestError::ChannelRefused { reason, .. } if reason == "ConnectFailed"), "{error}");
+    assert!(matches!(&error, GuestError::ChannelRefused { reason, .. } if reason == "it could not connect"), "{error}");
 }
 
 #[tokio::test]
