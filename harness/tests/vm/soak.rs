@@ -26,7 +26,7 @@ const SCENARIO: &str = "name: soak\ndescription: smoke with a short settle perio
 #[test]
 fn a_few_random_kills_leave_nothing() {
     let seed = u64::from(std::process::id()) ^ jiff::Timestamp::now().as_millisecond().unsigned_abs();
-    Campaign { seed, kills: 4, only: None, span: None, check_every: 4, labs: Vec::new() }.run();
+    Campaign { seed, kills: 3, only: None, span: None, check_every: 3, labs: Vec::new() }.run();
 }
 
 /// Its options are in the environment, as `ci/soak` puts them there.
