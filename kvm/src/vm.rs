@@ -189,6 +189,16 @@ impl Vm {
             .ok_or_else(|| Error::NoSshForward { vm: self.spec.name.clone(), answer: text.chars().take(400).collect() })
     }
 
+    /// How many connections to the guest's SSH port the guest itself has taken. QEMU's user-mode network takes every one at
+    /// once; whether the guest answered shows in its table alone.
+    ///
+    /// # Errors
+    /// As [`Vm::execute`].
+    pub async fn ssh_connections_taken(&self) -> Result<usize, Error> {
+        let answer = self.execute("human-monitor-command", json!({ "command-line": "info usernet" })).await?;
+        Ok(taken_connections(answer.as_str().unwrap_or_default(), 22))
+    }
+
     /// Takes the file away from the serial console for good: what the guest says from now on goes nowhere (QAPI `chardev-change`).
     ///
     /// # Errors
@@ -341,9 +351,26 @@ fn forwarded_port(usernet: &str, guest_port: u16) -> Option<u16> {
     })
 }
 
+/// The connections to `guest_port` in `info usernet` whose handshake the guest has answered (`slirp_connection_info` of
+/// libslirp names the states of RFC 793; one that nobody has answered is in `SYN_SENT`).
+fn taken_connections(usernet: &str, guest_port: u16) -> usize {
+    let taken = |line: &&str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        matches!(words.as_slice(), ["TCP[ESTABLISHED]", _fd, _source, _port, _dest, to, ..] if to.parse() == Ok(guest_port))
+    };
+    usernet.lines().filter(taken).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_the_guest_has_taken_are_counted() {
+        let usernet = "Hub -1 (mgmt):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n  TCP[ESTABLISHED]    9   10.0.2.2 40000   10.0.2.15 22 0 0\r\n  TCP[SYN_SENT]    9   10.0.2.2 40002   10.0.2.15 22 0 0\r\n  TCP[ESTABLISHED]    9   10.0.2.2 40004   10.0.2.15 6443 0 0\r\n  TCP[HOST_FORWARD]  11       127.0.0.1 44673       10.0.2.15    22     0     0\r\n";
+        assert_eq!(taken_connections(usernet, 22), 1);
+        assert_eq!(taken_connections("", 22), 0);
+    }
 
     #[test]
     fn the_forwarded_port_is_read_from_info_usernet() {

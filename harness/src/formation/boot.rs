@@ -1,8 +1,10 @@
 //! boot: overlays and seeds are laid, the VMs start, and each answers over SSH with the host key of its seed.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use camino::Utf8Path;
 use futures::StreamExt as _;
@@ -10,12 +12,14 @@ use futures::stream::FuturesUnordered;
 use images::guest::{SEED_FAILED_MARK, SEED_OK_MARK};
 use images::seed::SeedFile;
 use kvm::Vm;
-use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
 
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::{Context, Done};
-use crate::guest::{Guest, GuestError, KeyPair, NewsSink, SshTarget, fingerprint as fingerprint_of, generate_ed25519};
+use crate::guest::{
+    Guest, GuestError, KeyPair, NewsSink, Sightings, SshTarget, fingerprint as fingerprint_of, generate_ed25519,
+};
 use crate::lab::evidence::EvidencePump;
 use crate::lab::inventory::{Inventory, InventoryError};
 use crate::lab::sampler::VcpuThreads;
@@ -28,6 +32,8 @@ const CONSOLE_LINES: usize = 8;
 
 /// Who the harness is in a guest.
 const USER: &str = "root";
+/// How often QEMU is asked whether the guest has taken a connection: a look at a table, on the host.
+const CONNECTIONS_POLL: Duration = Duration::from_millis(100);
 
 /// A node's keys and the id of the seed they are in.
 pub(super) struct NodeSeed {
@@ -144,11 +150,11 @@ where
                 })?;
                 let vm = lab.add_vm(node.vm.clone()).await?;
                 watch_vcpus(pump, &node.name, &vm).await;
-                let hint = Arc::new(Notify::new());
+                let sightings = Arc::new(Sightings::default());
                 let console = node.vm.console_log.clone();
-                pump.follow_console(node.name.clone(), console, SEED_OK_MARK, SEED_FAILED_MARK, Arc::clone(&hint));
+                pump.follow_console(node.name.clone(), console, SEED_OK_MARK, SEED_FAILED_MARK, Arc::clone(&sightings));
                 pump.follow_qemu(node.name.clone(), node.vm.stderr_log.clone());
-                machines.push((node, vm, hint));
+                machines.push((node, vm, sightings));
             }
             let note = format!("{} machines", machines.len());
             Ok(Done::new(machines, note))
@@ -157,7 +163,7 @@ where
     let recorder = pump.recorder();
     let mut booting: FuturesUnordered<_> = machines
         .into_iter()
-        .map(|(node, vm, hint)| boot_one(cx, node, (vm, hint), seeds, inventory, recorder.ssh_news(&node.name)))
+        .map(|(node, vm, seen)| boot_one(cx, node, (vm, seen), seeds, inventory, recorder.ssh_news(&node.name)))
         .collect();
     let mut preparing = FuturesUnordered::new();
     let mut failures = Vec::new();
@@ -207,7 +213,7 @@ async fn watch_vcpus(pump: &EvidencePump, node: &str, vm: &Vm) {
 async fn boot_one(
     cx: &Context,
     node: &NodePlan,
-    (vm, hint): (Arc<Vm>, Arc<Notify>),
+    (vm, seen): (Arc<Vm>, Arc<Sightings>),
     seeds: &Seeds,
     inventory: Option<&Inventory>,
     news: NewsSink,
@@ -233,7 +239,11 @@ async fn boot_one(
         };
         // Given up a little before the phase is: this end knows how often the guest was tried, and what came of it.
         let limit = cx.deadline(Phase::Boot).mul_f64(0.99);
-        let guest = Guest::connect_hinted(target, limit, &hint).await.map_err(|error| match &error {
+        let connected = tokio::select! {
+            connected = Guest::connect_seen(target, limit, &seen) => connected,
+            never = watch_connections(&vm, &seen) => match never {},
+        };
+        let guest = connected.map_err(|error| match &error {
             GuestError::HostKeyMismatch { offered, .. } => match seeds.owner_of(offered) {
                 Some(other) => not_the_node(&node.name, other),
                 None => Failure::from_error(Blame::Environment, "another host key than the seed's", &error)
@@ -244,6 +254,22 @@ async fn boot_one(
         Ok(Done::new(guest, "answers over SSH"))
     })
     .await
+}
+
+/// Tells who looks for the guest when it has taken a connection, as QEMU sees from outside. Has no end of its own.
+async fn watch_connections(vm: &Vm, seen: &Sightings) -> Infallible {
+    let mut tick = tokio::time::interval(CONNECTIONS_POLL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match vm.ssh_connections_taken().await {
+            Ok(0) => {}
+            Ok(_) => break seen.taken(),
+            // The search goes on without it; a QEMU that is gone is the alarm's.
+            Err(error) => break tracing::debug!(%error, "QEMU does not tell of connections"),
+        }
+    }
+    std::future::pending().await
 }
 
 /// A guest that did not answer: what was tried, and what it was last heard to say.

@@ -10,7 +10,11 @@
 //! - A guest whose network is up but whose sshd is not answers with a reset, and the connection ends. From
 //!   then on the guest answers every SYN itself: one connection at a time, a short pause after each
 //!   refusal, and a connection that stays open has sshd at its other end and is waited on.
+//!
+//! Each connection a guest takes costs it a process, and a starved guest seconds: who can see from outside that one was taken
+//! says so ([`Sightings`]), and no other follows.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -34,6 +38,8 @@ const HINTED_FOR: Duration = Duration::from_secs(4);
 /// Time between two connections then, and how long one is kept.
 const HINTED_SPACING: Duration = Duration::from_millis(150);
 const HINTED_LIFETIME: Duration = Duration::from_millis(1_500);
+/// How much longer one is kept where the guest was seen to take one.
+const TAKEN_LIFETIME: Duration = Duration::from_secs(8);
 /// Time between two connections while the guest has not been heard of.
 const SPACING: Duration = Duration::from_millis(400);
 /// How long a connection is kept while the guest has not been heard of.
@@ -53,6 +59,28 @@ const HANDSHAKE_PAUSE: Duration = Duration::from_millis(250);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
 /// libslirp gives a SYN up after 75 s; an end that late says nothing about the guest.
 const REFUSAL_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// What somebody outside sees of a guest that is being looked for.
+#[derive(Debug, Default)]
+pub struct Sightings {
+    coming: Notify,
+    taking: Notify,
+    taken: AtomicBool,
+}
+
+impl Sightings {
+    /// The guest is seconds from answering (its console says so): connections follow each other closely for a while.
+    pub fn coming(&self) {
+        // Kept for a search that is just between two looks.
+        self.coming.notify_one();
+    }
+
+    /// The guest has taken a connection: it is waited on, and no other follows while it lasts.
+    pub fn taken(&self) {
+        self.taken.store(true, Ordering::Release);
+        self.taking.notify_one();
+    }
+}
 
 /// Checks the server's key and keeps what ended the connection.
 pub(super) struct Pinned {
@@ -132,7 +160,7 @@ enum NoBanner {
     Silent,
 }
 
-async fn banner(target: &SshTarget, lifetime: Duration) -> Result<TcpStream, NoBanner> {
+async fn banner(target: &SshTarget, lifetime: Duration, seen: Option<&Sightings>) -> Result<TcpStream, NoBanner> {
     let opened = Instant::now();
     let wait = async {
         let stream = TcpStream::connect(target.addr).await.map_err(NoBanner::Local)?;
@@ -145,7 +173,17 @@ async fn banner(target: &SshTarget, lifetime: Duration) -> Result<TcpStream, NoB
             Err(e) => Err(NoBanner::Ended { reason: e.to_string(), age: opened.elapsed() }),
         }
     };
-    tokio::time::timeout(lifetime, wait).await.unwrap_or(Err(NoBanner::Silent))
+    let over = async {
+        tokio::time::sleep(lifetime).await;
+        if seen.is_some_and(|seen| seen.taken.load(Ordering::Acquire)) {
+            tokio::time::sleep(target.scaled(TAKEN_LIFETIME)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        banner = wait => banner,
+        () = over => Err(NoBanner::Silent),
+    }
 }
 
 /// Key exchange and login on a connection whose banner has arrived.
@@ -196,7 +234,7 @@ pub(super) async fn once(target: &SshTarget, limit: Duration) -> Result<Connecti
         attempts: 1,
         last,
     };
-    let stream = banner(target, limit).await.map_err(|e| unreachable(describe(&e)))?;
+    let stream = banner(target, limit, None).await.map_err(|e| unreachable(describe(&e)))?;
     timeout_at(started + limit, handshake(target, stream))
         .await
         .unwrap_or_else(|_| Err(unreachable("handshake did not end".into())))
@@ -221,8 +259,12 @@ fn describe(failure: &NoBanner) -> String {
 
 /// Looks for the guest until `end`. A permanent refusal ends it at once.
 ///
-/// A notification through `hint` (somebody has seen the guest come up) makes it look at once, and closely for a while.
-pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify>) -> Result<Connection, GuestError> {
+/// What is `seen` of it from outside sets the pace.
+pub(super) async fn until(
+    target: &SshTarget,
+    end: Instant,
+    seen: Option<&Sightings>,
+) -> Result<Connection, GuestError> {
     let started = Instant::now();
     let pace = target.patience.clamp(1.0, 4.0);
     let mut waiting = FuturesUnordered::new();
@@ -234,9 +276,9 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
     let mut closely_until = started;
     loop {
         let may_start = if heard { waiting.is_empty() } else { waiting.len() < OUTSTANDING_MAX };
-        let hinted = async {
-            match hint {
-                Some(hint) => hint.notified().await,
+        let told = |which: fn(&Sightings) -> &Notify| async move {
+            match seen {
+                Some(seen) => which(seen).notified().await,
                 None => std::future::pending().await,
             }
         };
@@ -282,6 +324,8 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
                     match failure {
                         NoBanner::Ended { age, .. } if age < REFUSAL_AGE_MAX => {
                             heard = true;
+                            // What else is open was made before the guest answered, and waits for a retransmission.
+                            waiting.clear();
                             next = Instant::now() + REFUSED_PAUSE.mul_f64(pace);
                         }
                         NoBanner::Local(_) => next = next.max(Instant::now() + REFUSED_PAUSE.mul_f64(pace)),
@@ -289,7 +333,8 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
                     }
                 }
             },
-            () = hinted => {
+            () = told(|seen| &seen.taking) => heard = true,
+            () = told(|seen| &seen.coming) => {
                 // Those made before the guest's network was up wait for a retransmission seconds away.
                 if !heard {
                     waiting.clear();
@@ -305,7 +350,7 @@ pub(super) async fn until(target: &SshTarget, end: Instant, hint: Option<&Notify
                     _ => UNHEARD_LIFETIME.mul_f64(pace),
                 };
                 attempts = attempts.saturating_add(1);
-                waiting.push(banner(target, lifetime));
+                waiting.push(banner(target, lifetime, seen));
                 next = Instant::now() + if closely { HINTED_SPACING } else { SPACING.mul_f64(pace) };
             }
         }

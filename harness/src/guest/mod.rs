@@ -33,11 +33,14 @@ mod stream;
 #[cfg(test)]
 mod pipe_tests;
 #[cfg(test)]
+mod search_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use clock::ClockReading;
+pub use connect::Sightings;
 pub use error::GuestError;
 pub use exec::ExecOutput;
 pub use forward::Forward;

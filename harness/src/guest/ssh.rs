@@ -14,7 +14,7 @@ use futures::FutureExt;
 use russh::client::{Handle, Msg};
 use russh::keys::{PrivateKey, PublicKey};
 use russh::{Channel, ChannelOpenFailure, ChannelReadHalf, ChannelStream, ChannelWriteHalf, Disconnect};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::connect::{self, Pinned};
@@ -281,10 +281,13 @@ impl Guest {
         Ok(Guest::over(target, connection))
     }
 
-    /// As [`Guest::connect`], and looks at once whenever `hint` is notified (somebody saw sshd start, say
-    /// on the serial console).
-    pub async fn connect_hinted(target: SshTarget, deadline: Duration, hint: &Notify) -> Result<Guest, GuestError> {
-        let connection = connect::until(&target, Instant::now() + deadline, Some(hint)).await?;
+    /// As [`Guest::connect`], paced by what somebody sees of the guest from outside.
+    pub async fn connect_seen(
+        target: SshTarget,
+        deadline: Duration,
+        seen: &connect::Sightings,
+    ) -> Result<Guest, GuestError> {
+        let connection = connect::until(&target, Instant::now() + deadline, Some(seen)).await?;
         Ok(Guest::over(target, connection))
     }
 

@@ -8,15 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::testing::{Door, Sshd};
 use super::*;
 
-const LONG: Duration = Duration::from_secs(20);
+pub(super) const LONG: Duration = Duration::from_secs(20);
 
-fn shorter_than(started: Instant, limit_ms: u64, what: &str) {
+pub(super) fn shorter_than(started: Instant, limit_ms: u64, what: &str) {
     let elapsed = started.elapsed();
     assert!(elapsed < Duration::from_millis(limit_ms), "{what} took {elapsed:?}");
 }
 
 /// Waits for a condition of another process, which cannot be awaited otherwise.
-async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < LONG, "{what} did not come about");
@@ -79,82 +79,6 @@ async fn a_refused_login_is_permanent() {
     assert!(matches!(&error, GuestError::AuthRefused { methods, .. } if methods == "publickey"), "{error}");
     assert!(error.is_permanent());
     shorter_than(started, 5_000, "a refusal");
-}
-
-#[tokio::test]
-async fn a_guest_that_refuses_at_first_is_found_soon_after_it_listens() {
-    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Refusing);
-    let connecting = tokio::spawn(Guest::connect(sshd.target(), LONG));
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert!(sshd.accepted() >= 5, "a refusal is an event, {} attempts", sshd.accepted());
-    sshd.set(Door::Open);
-    let opened = Instant::now();
-    connecting.await.unwrap().unwrap();
-    shorter_than(opened, 1_500, "finding the guest");
-}
-
-#[tokio::test]
-async fn a_guest_that_is_silent_at_first_is_found_without_a_storm() {
-    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
-    let connecting = tokio::spawn(Guest::connect(sshd.target(), LONG));
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    assert!(sshd.accepted() <= 5, "{} attempts", sshd.accepted());
-    sshd.set(Door::Open);
-    let opened = Instant::now();
-    connecting.await.unwrap().unwrap();
-    shorter_than(opened, 1_500, "finding the guest");
-}
-
-#[tokio::test]
-async fn a_hint_makes_it_look_at_once() {
-    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
-    let mut target = sshd.target();
-    target.patience = 4.0; // attempts 1.6 s apart
-    let hint = Arc::new(tokio::sync::Notify::new());
-    let connecting = tokio::spawn({
-        let hint = Arc::clone(&hint);
-        async move { Guest::connect_hinted(target, LONG, &hint).await }
-    });
-    eventually("the first attempt", || sshd.accepted() == 1).await;
-    sshd.set(Door::Open);
-    let hinted = Instant::now();
-    hint.notify_one();
-    connecting.await.unwrap().unwrap();
-    shorter_than(hinted, 1_000, "a hinted connection");
-}
-
-#[tokio::test]
-async fn after_a_hint_connections_follow_closely() {
-    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
-    let mut target = sshd.target();
-    target.patience = 4.0; // attempts 1.6 s apart
-    let hint = Arc::new(tokio::sync::Notify::new());
-    let connecting = tokio::spawn({
-        let hint = Arc::clone(&hint);
-        async move { Guest::connect_hinted(target, LONG, &hint).await }
-    });
-    eventually("the first attempt", || sshd.accepted() == 1).await;
-    hint.notify_one();
-    // The network behind the port is up only after the connection made at the hint.
-    eventually("the hinted attempt", || sshd.accepted() >= 2).await;
-    sshd.set(Door::Open);
-    let open = Instant::now();
-    connecting.await.unwrap().unwrap();
-    shorter_than(open, 1_000, "a connection closely after the hint");
-}
-
-#[tokio::test]
-async fn a_guest_that_never_answers_is_unreachable_at_the_deadline() {
-    for door in [Door::Silent, Door::Refusing] {
-        let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), door);
-        let started = Instant::now();
-        let error = Guest::connect(sshd.target(), Duration::from_millis(600)).await.unwrap_err();
-        assert!(matches!(&error, GuestError::Unreachable { attempts, .. } if *attempts >= 1), "{error}");
-        assert!(started.elapsed() >= Duration::from_millis(600));
-        shorter_than(started, 800, "giving up");
-        let error = Guest::connect_once(sshd.target(), Duration::from_millis(200)).await.unwrap_err();
-        assert!(matches!(error, GuestError::Unreachable { attempts: 1, .. }), "{error}");
-    }
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use jiff::Timestamp;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use verdict::{Attribution, Classifier, Evidence, Fatal, Source, UnitRestarts};
 
@@ -35,7 +35,7 @@ use tail::ConsoleWatch;
 
 use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
-use crate::guest::{Guest, JournalEntry, NewsSink};
+use crate::guest::{Guest, JournalEntry, NewsSink, Sightings};
 use crate::lab::alarm::{Alarm, AlarmBell};
 use crate::lab::sampler::{HostSampler, HostSeen, VcpuThreads};
 use crate::record::RunDir;
@@ -228,7 +228,7 @@ impl EvidencePump {
         self.tasks.spawn(journal::follow(guest, file, Arc::clone(&self.shared)));
     }
 
-    /// Follows a console's file. `ssh_hint` is notified when the console shows `seed_ok_mark`: the guest is
+    /// Follows a console's file. `sightings` are told when the console shows `seed_ok_mark`: the guest is
     /// seconds from answering elsewhere.
     pub fn follow_console(
         &mut self,
@@ -236,9 +236,9 @@ impl EvidencePump {
         file: Utf8PathBuf,
         seed_ok_mark: &'static str,
         seed_failed_mark: &'static str,
-        ssh_hint: Arc<Notify>,
+        sightings: Arc<Sightings>,
     ) {
-        let watch = ConsoleWatch { seed_ok_mark, seed_failed_mark, ssh_hint };
+        let watch = ConsoleWatch { seed_ok_mark, seed_failed_mark, sightings };
         self.files.spawn(tail::follow(node, file, Source::console(), Some(watch), Arc::clone(&self.shared)));
     }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use jiff::Timestamp;
-use tokio::sync::Notify;
 use verdict::{Evidence, Source};
 
 use super::Shared;
+use crate::guest::Sightings;
 use crate::lab::alarm::Alarm;
 use crate::redact::redact;
 
@@ -30,7 +30,7 @@ pub(super) struct ConsoleWatch {
     /// What a guest prints when it has unpacked its seed.
     pub(super) seed_ok_mark: &'static str,
     /// Told when it does.
-    pub(super) ssh_hint: Arc<Notify>,
+    pub(super) sightings: Arc<Sightings>,
 }
 
 /// Follows a file until the evidence is closed. One that cannot be read warns once; it is looked at again all the same.
@@ -73,8 +73,7 @@ pub(super) async fn follow(
 fn take(node: &str, source: &Source, console: Option<&ConsoleWatch>, shared: &Shared, lines: Vec<String>) {
     for line in lines {
         if let Some(console) = console.filter(|console| line.contains(console.seed_ok_mark)) {
-            // Kept for a search that is just between two looks.
-            console.ssh_hint.notify_one();
+            console.sightings.coming();
         }
         if let Some(at) = console.and_then(|console| line.find(console.seed_failed_mark)) {
             shared.bell.ring(Alarm::seed_failed(node, &line[at..]));
