@@ -139,8 +139,14 @@ impl Plan {
     pub(crate) fn wanted_mib(&self, has_rootfs: bool) -> u64 {
         let base = if has_rootfs { IMAGE_MIB } else { ROOTFS_MIB + IMAGE_MIB };
         // In the overlay's tar, in the tree and in the image.
-        let binaries = self.binaries.iter().filter_map(|(_, binary)| std::fs::metadata(&binary.path).ok());
-        base + binaries.map(|meta| 3 * meta.len() / (1024 * 1024)).sum::<u64>()
+        let files = self
+            .binaries
+            .iter()
+            .flat_map(|(_, binary)| std::iter::once(&binary.path).chain(binary.files.iter().map(|file| &file.path)));
+        base + files
+            .filter_map(|path| std::fs::metadata(path).ok())
+            .map(|meta| 3 * meta.len() / (1024 * 1024))
+            .sum::<u64>()
     }
 
     /// Makes the root file system in `work` and returns its files, sealed.

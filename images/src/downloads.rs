@@ -155,9 +155,16 @@ fn collect(folder: &Utf8Path, shown: &Utf8Path, unused_for: Duration, report: &m
         if !stale {
             continue;
         }
-        let Some(_alone) = lock::try_exclusive(&folder.join(name))? else {
-            report.in_use.push(format!("{shown}/{name}"));
-            continue;
+        let _alone = match lock::try_exclusive(&folder.join(name)) {
+            // A record on its way to its name.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            tried => match tried? {
+                Some(alone) => alone,
+                None => {
+                    report.in_use.push(format!("{shown}/{name}"));
+                    continue;
+                }
+            },
         };
         remove(name)?;
         if names.contains(&format!("{name}.json")) {

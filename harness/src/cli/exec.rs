@@ -1,6 +1,7 @@
 //! `harness exec`: a command in a guest, its streams joined to ours.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -39,6 +40,9 @@ pub(super) struct Args {
 /// What every failure to run the command ends with, so that 0 to 254 are the command's own.
 const NOT_RUN: u8 = 255;
 
+/// How long the last bytes of an output may take.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
 pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
     Ok(reach::block_on(joined(global, args)).unwrap_or_else(|error| {
         // Standard error may be closed; the exit code still says it.
@@ -57,8 +61,9 @@ async fn joined(global: &Global, args: Args) -> Result<u8, CommandError> {
         signals.next().await;
     };
     let ended = guest.pipe(&command_line(&args.command), stdin, &mut stdout, &mut stderr, stop).await;
-    // What a filter held back; a stream that is closed has nothing to be told.
-    let _ = (stdout.shutdown().await, stderr.shutdown().await);
+    // What a filter held back; a stream that is closed has nothing to be told, one that is blocked is not waited for.
+    let flushed = async { (stdout.shutdown().await, stderr.shutdown().await) };
+    let _ = tokio::time::timeout(FLUSH_LIMIT, flushed).await;
     match ended {
         Ok(Some(end)) => Ok(reach::exit_code(&end)),
         Ok(None) => Ok(Blame::Interrupted.exit_code()),

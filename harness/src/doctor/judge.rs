@@ -197,7 +197,7 @@ fn host(seen: &Seen) -> Vec<Finding> {
     findings.push(if let Some(fault) = &seen.labs_fault {
         Finding::ok(Area::Host, "labs", one_line(fault)).warning(
             "a run cannot tell what other labs have taken of this machine",
-            "see who holds it: `fuser -v` on the file `lock` in that folder",
+            "where a lock is kept, `fuser -v` on that folder's `lock` says by whom; HARNESS_LEDGER_DIR names another folder",
         )
     } else if seen.labs.is_empty() {
         Finding::ok(Area::Host, "labs", "none lives")

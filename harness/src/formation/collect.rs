@@ -60,6 +60,8 @@ const ETCD: &str = "d=/var/lib/rancher/k3s/server/tls/etcd; a=$(sed -n 's/.*--no
     echo '# health'; curl -sSm 3 http://127.0.0.1:2381/health; echo; \
     echo '# status'; curl -sSm 3 http://127.0.0.1:2381/metrics | grep -E '^etcd_(server_(has_leader|is_leader|is_learner|id|leader_changes_seen_total|proposals_(committed_total|applied_total|pending|failed_total)|heartbeat_send_failures_total|slow_apply_total)|mvcc_db_total_size(_in_use)?_in_bytes|disk_wal_fsync_duration_seconds_(sum|count)|network_peer_round_trip_time_seconds_(sum|count))'";
 
+/// What a command that does not keep to its own deadline, and so says nothing of what it had, is given beyond it.
+const BACKSTOP: Duration = Duration::from_secs(2);
 /// After so many items in a row without a byte, a guest is taken to be hung.
 const SILENT_MAX: u32 = 2;
 
@@ -125,7 +127,7 @@ async fn collect_node(
             break;
         }
         let name = format!("{}/{file}", guest.node());
-        let (output, trouble) = match tokio::time::timeout(each, guest.exec(command, each)).await {
+        let (output, trouble) = match tokio::time::timeout(each + BACKSTOP, guest.exec(command, each)).await {
             Ok(Ok(output)) => (output, None),
             Ok(Err(GuestError::Deadline { partial, .. })) => {
                 silent = if partial.stdout.is_empty() && partial.stderr.is_empty() { silent + 1 } else { 0 };

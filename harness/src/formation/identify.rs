@@ -26,7 +26,7 @@ pub(super) async fn identify(cx: &Context, guest: &Guest, node: &NodePlan, expec
     cx.phase(Phase::Identify, Some(&node.name), "hostname, seed, image and addresses of the plan", async {
         let output = guest
             .exec_ok(
-                "say() { read -r line <\"$2\"; echo \"$1 $line\"; }; say hostname /proc/sys/kernel/hostname; \
+                "say() { line=; read -r line <\"$2\"; echo \"$1 $line\"; }; say hostname /proc/sys/kernel/hostname; \
                  say seed /etc/harness/seed; say image /etc/harness/image; \
                  ip -4 -o addr show scope global | while read -r _ dev _ addr _; do echo addr $dev $addr; done",
                 cx.limit(Duration::from_secs(10)),

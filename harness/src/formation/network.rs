@@ -74,9 +74,12 @@ pub(super) async fn check_interfaces(
 ) -> Result<(), Failure> {
     cx.phase(Phase::Network, Some(&node.name), "the profile's addresses, bond and VLAN links", async {
         let limit = cx.deadline(Phase::Network);
+        let began = Instant::now();
         let leased = leased(node, leases, in_guest(limit)).await?;
+        // What the leases took is not to be had again: the guest says what is missing before the phase is over.
+        let left = limit.saturating_sub(began.elapsed());
         let output = guest
-            .exec(&wait_script(node, limit), limit)
+            .exec(&wait_script(node, left), left)
             .await
             .map_err(|error| Failure::from_error(Blame::Environment, "looking at the guest's network", &error))?;
         let text = output.text();

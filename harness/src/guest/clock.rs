@@ -83,11 +83,16 @@ impl Guest {
     }
 }
 
+/// No guest has been up for longer (thirty years); what one says is not trusted to be a time.
+const UPTIME_MAX_S: f64 = 1e9;
+
 /// `12.34 1795228350.123456`; some locales write a comma.
 fn parse(answer: &str) -> Option<(Duration, Timestamp)> {
     let (uptime, realtime) = answer.trim().split_once(' ')?;
-    let uptime = uptime.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())?;
+    let uptime = uptime.parse::<f64>().ok().filter(|seconds| (0.0..UPTIME_MAX_S).contains(seconds))?;
+    let uptime = Duration::try_from_secs_f64(uptime).ok()?;
     let (seconds, part) = realtime.split_once(['.', ','])?;
+    let part = part.get(..part.len().min(6))?;
     let micros =
         seconds.parse::<i64>().ok()?.checked_mul(1_000_000)?.checked_add(format!("{part:0<6}").parse().ok()?)?;
     Some((uptime, Timestamp::from_microsecond(micros).ok()?))
@@ -118,7 +123,10 @@ mod tests {
         let (uptime, at) = parse("12.34 1795228350.123456\n").unwrap();
         assert_eq!((uptime, at.as_microsecond()), (Duration::from_millis(12_340), 1_795_228_350_123_456));
         assert_eq!(parse("1.00 1795228350,5").unwrap().1.as_microsecond(), 1_795_228_350_500_000);
-        for bad in ["", "x", "1.0", "1.0 y", "1.0 12", "nan 1.0"] {
+        assert_eq!(parse("1.00 1795228350.1234567").unwrap().1.as_microsecond(), 1_795_228_350_123_456);
+        for bad in
+            ["", "x", "1.0", "1.0 y", "1.0 12", "nan 1.0", "1e15 1.0", "-1 1.0", "1.0 1.\u{e4}\u{e4}\u{e4}\u{e4}"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

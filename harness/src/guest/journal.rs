@@ -22,8 +22,12 @@ use super::stream::{Lines, Source, Step, StreamEnd};
 const QUEUE_ENTRIES: usize = 1_024;
 /// The longest line of journalctl that is read: six bytes of JSON for one of a message at worst, and some.
 const LINE_MAX_BYTES: usize = 1024 * 1024;
-/// The longest message that is kept; with the queue, this bounds the memory of a node's journal.
+/// The longest message that is kept; with the queue and the limits of the other fields, this bounds the memory of a node's journal.
 pub(super) const MESSAGE_MAX_BYTES: usize = 16 * 1024;
+/// The longest of any other field that is kept. Programs choose their identifier themselves.
+const FIELD_MAX_BYTES: usize = 256;
+/// Longer than any cursor (systemd's have some 200 bytes); one is not of use in parts.
+const CURSOR_MAX_BYTES: usize = 1024;
 /// How long a full queue is waited for before the journal is closed and, later, taken up at its cursor.
 const FULL_WAIT: Duration = Duration::from_millis(200);
 /// Pause before the journal is opened again: doubled up to the maximum, reset by an entry.
@@ -94,8 +98,9 @@ impl JournalEntry {
         let value: Value = serde_json::from_slice(line).map_err(|e| e.to_string())?;
         let Value::Object(fields) = value else { return Err("not a JSON object".into()) };
         let field = |name: &str| fields.get(name).and_then(text);
+        let short = |name: &str| field(name).map(shortened);
         let number = |name: &str| field(name).and_then(|t| t.parse::<u64>().ok());
-        let cursor = field("__CURSOR").ok_or("no __CURSOR")?;
+        let cursor = field("__CURSOR").filter(|cursor| cursor.len() <= CURSOR_MAX_BYTES).ok_or("no __CURSOR")?;
         let realtime_us = number("__REALTIME_TIMESTAMP").ok_or("no __REALTIME_TIMESTAMP")?;
         let mut message = field("MESSAGE").unwrap_or_default();
         let mut message_cut = fields.get("MESSAGE").is_some_and(Value::is_null);
@@ -107,18 +112,18 @@ impl JournalEntry {
         Ok(JournalEntry {
             realtime_us,
             monotonic_us: number("__MONOTONIC_TIMESTAMP").unwrap_or_default(),
-            unit: field("UNIT").or_else(|| field("_SYSTEMD_UNIT")),
-            identifier: field("SYSLOG_IDENTIFIER"),
+            unit: short("UNIT").or_else(|| short("_SYSTEMD_UNIT")),
+            identifier: short("SYSLOG_IDENTIFIER"),
             pid: number("_PID").and_then(|n| u32::try_from(n).ok()),
             priority: number("PRIORITY").and_then(|n| u8::try_from(n).ok()),
-            message_id: field("MESSAGE_ID"),
+            message_id: short("MESSAGE_ID"),
             message,
             message_cut,
-            exit_code: field("EXIT_CODE"),
-            exit_status: field("EXIT_STATUS"),
+            exit_code: short("EXIT_CODE"),
+            exit_status: short("EXIT_STATUS"),
             restarts: number("N_RESTARTS").and_then(|n| u32::try_from(n).ok()),
-            job_result: field("JOB_RESULT"),
-            transport: field("_TRANSPORT"),
+            job_result: short("JOB_RESULT"),
+            transport: short("_TRANSPORT"),
             cursor,
         })
     }
@@ -132,7 +137,7 @@ impl JournalEntry {
         };
         let number = |name: &str| value(name).and_then(|text| text.parse::<u64>().ok());
         Some(JournalEntry {
-            cursor: value("__CURSOR")?,
+            cursor: value("__CURSOR").filter(|cursor| cursor.len() <= CURSOR_MAX_BYTES)?,
             realtime_us: number("__REALTIME_TIMESTAMP")?,
             monotonic_us: number("__MONOTONIC_TIMESTAMP").unwrap_or_default(),
             message_cut: true,
@@ -166,6 +171,13 @@ impl JournalEntry {
 }
 
 /// A field's text: a string, an array of bytes, or the first of several values.
+/// A field that is shown beside a message: one line, and not endless.
+fn shortened(mut text: String) -> String {
+    let end = (0..=text.len().min(FIELD_MAX_BYTES)).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    text.truncate(end);
+    text.replace(['\n', '\r'], " ")
+}
+
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -366,6 +378,20 @@ mod tests {
         assert!(!with(&format!("\"{}\"", "x".repeat(MESSAGE_MAX_BYTES))).message_cut);
         assert_eq!(with(r#""x""#).unit.as_deref(), Some("a.service"));
         assert_eq!(with("[]").message, "");
+    }
+
+    #[test]
+    fn what_programs_choose_themselves_is_one_short_line() {
+        let line = |identifier: &str, cursor: &str| {
+            let entry = serde_json::json!({
+                "__CURSOR": cursor, "__REALTIME_TIMESTAMP": "1", "SYSLOG_IDENTIFIER": identifier, "MESSAGE": "x",
+            });
+            JournalEntry::parse(entry.to_string().as_bytes())
+        };
+        assert_eq!(line("a\nserver-2 k3s: forged", "c").unwrap().identifier.unwrap(), "a server-2 k3s: forged");
+        let long = line(&"\u{e4}".repeat(100_000), "c").unwrap().identifier.unwrap();
+        assert_eq!(long.len(), FIELD_MAX_BYTES);
+        assert!(line("a", &"c".repeat(5_000)).is_err());
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn evidence(out: &mut String, line: &EvidenceLine) {
     let times = if line.count > 1 { format!(" ({} times)", line.count) } else { String::new() };
     let _ = writeln!(out, "  {}  {}{times}", place.join("  "), line.says);
     let columns = COLUMNS - 6;
-    let letters: Vec<char> = readable(&line.text).chars().collect();
+    let letters = letters(&line.text);
     let mut rest: &[char] = &letters;
     for row in 1..=ROWS_OF_TEXT {
         let (part, after) = rest.split_at(row_end(rest, columns - 1));
@@ -107,6 +107,11 @@ fn evidence(out: &mut String, line: &EvidenceLine) {
             break;
         }
     }
+}
+
+/// What is shown of a line. JSON's escapes may stand for what a line cannot hold, a line feed first of all.
+fn letters(text: &str) -> Vec<char> {
+    readable(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The message of a zap line and what else it says, without the quotes: `lost leader … at term 2  took=2s`.
@@ -186,4 +191,15 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
         lines.push(line);
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_escapes_of_json_stand_for_is_not_obeyed() {
+        let text = r#""msg":"lost\nevidence\n  class  product","error":"\u001b[2Jx"}"#;
+        assert_eq!(letters(text).iter().collect::<String>(), "lost evidence   class  product  error= [2Jx");
+    }
 }

@@ -54,7 +54,7 @@ impl GuestClock {
     /// stopped for a while has its boot moved.
     fn then(self, later: Self) -> Self {
         let moved = later.booted_at.duration_since(self.booted_at).unsigned_abs();
-        let same = moved <= Duration::from_micros(self.uncertainty_us + later.uncertainty_us);
+        let same = moved <= Duration::from_micros(self.uncertainty_us.saturating_add(later.uncertainty_us));
         let booted_at =
             if same && self.uncertainty_us <= later.uncertainty_us { self.booted_at } else { later.booted_at };
         Self { booted_at, ..later }
@@ -76,7 +76,7 @@ impl GuestClock {
     }
 
     fn limit_us(&self) -> u64 {
-        (OFF_MS * 1000).max(self.uncertainty_us * 2)
+        (OFF_MS * 1000).max(self.uncertainty_us.saturating_mul(2))
     }
 
     /// A time since the guest's boot, on the host's clock.
@@ -142,7 +142,7 @@ impl ClockBook {
         let own = i64::try_from(realtime_us).ok();
         let difference = own.zip(i64::try_from(monotonic_us).ok()).map(|(own, since_boot)| own - since_boot);
         let before = std::mem::replace(&mut self.difference_us, difference);
-        let set = before.zip(difference).is_some_and(|(before, now)| (now - before).unsigned_abs() > STEP_US);
+        let set = before.zip(difference).is_some_and(|(before, now)| now.abs_diff(before) > STEP_US);
         let placed = self.clock.and_then(|clock| clock.place(monotonic_us));
         (placed.or_else(|| own.and_then(|us| Timestamp::from_microsecond(us).ok())), set)
     }

@@ -82,7 +82,7 @@ fn take_entry(
         let restarts = {
             let mut all = lock(&shared.restarts);
             let count = all.entry((node.to_owned(), unit.clone())).or_default();
-            *count = entry.restarts.unwrap_or(*count + 1).max(*count);
+            *count = entry.restarts.unwrap_or(count.saturating_add(1)).max(*count);
             *count
         };
         let detail = redact(&entry.message).into_owned();

@@ -273,6 +273,10 @@ impl Shared {
         let text = redact(text);
         let mut seen = lock(&self.seen);
         let log = seen.entry(stream.file()).or_insert_with(|| self.seen_log(stream));
+        // Here too, and not by the clock alone: that of a kept lab ends with the verdict.
+        for line in log.bursts.due(false) {
+            self.keep(log, &line);
+        }
         if log.bursts.admit(kind, &text) {
             self.keep(log, &text);
         }

@@ -65,6 +65,12 @@ pub(super) async fn follow(
             take(&node, &source, console.as_ref(), &shared, lines);
         }
         if last {
+            // What it broke off in is often the line that counts.
+            let rest = std::mem::take(&mut tail.partial);
+            if !rest.is_empty() {
+                let rest = String::from_utf8_lossy(&rest).into_owned();
+                take(&node, &source, console.as_ref(), &shared, vec![rest]);
+            }
             return;
         }
     }

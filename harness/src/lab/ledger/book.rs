@@ -130,8 +130,9 @@ impl Book {
             let mut text = String::new();
             let read = (&mut file).take(MAX_CLAIM_BYTES).read_to_string(&mut text);
             match Flock::lock(file, FlockArg::LockSharedNonblock) {
-                // Nobody holds it: whoever made it is gone.
-                Ok(_) => remove(&path)?,
+                // Nobody holds it: whoever made it is gone. Nothing but a claim is ever removed, whatever folder stands here.
+                Ok(_) if read.is_ok() && is_claim(&path, &text) => remove(&path)?,
+                Ok(_) => {}
                 Err((_, Errno::EWOULDBLOCK)) => {
                     read.map_err(|source| io_error("reading", &path, source))?;
                     let mut entry: Entry = serde_json::from_str(&text)
@@ -147,7 +148,10 @@ impl Book {
 
     /// Enters a claim, behind all others.
     pub(super) fn enter(&self, claim: Claim, admitted: bool) -> Result<Ticket, LedgerError> {
-        let number = self.living()?.last().map_or(1, |last| last.number + 1);
+        // A number that another user has run up is not gone on from: nobody would believe ours.
+        let believed = |claimed: &Claimed| claimed.entry.user.is_none() || claimed.number < MAX_NUMBER / 2;
+        let last = self.living()?.iter().filter(|claimed| believed(claimed)).map(|claimed| claimed.number).max();
+        let number = last.unwrap_or(0) + 1;
         let path = self.dir.join(format!("{number:010}-{}", claim.lab));
         let file = open_claim(&path, true).map_err(|source| io_error("making", &path, source))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
@@ -226,7 +230,6 @@ fn foreign(user: u32, number: u64, path: &Utf8Path) -> io::Result<Option<Entry>>
     if number > MAX_NUMBER || entry.claim.vcpus > MAX_VCPUS || entry.claim.memory_mib > MAX_MEMORY_MIB {
         return wrong("no lab asks for that much");
     }
-    let plain = |name: &str| name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if !plain(&entry.claim.lab) || !plain(&entry.claim.scenario) {
         return wrong("no lab has that name");
     }
@@ -272,8 +275,21 @@ fn user_of(pid: u32) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
+/// The number of a claim; none where a name is not a claim's.
 fn number_of(name: &str) -> Option<u64> {
-    name.split_once('-')?.0.parse().ok()
+    let (number, lab) = name.split_once('-')?;
+    if plain(lab) { number.parse().ok() } else { None }
+}
+
+/// Whether it is the name of a lab or a scenario.
+fn plain(name: &str) -> bool {
+    name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// Whether a file holds the claim that its name says, or, its owner killed in between, nothing yet.
+fn is_claim(path: &Utf8Path, text: &str) -> bool {
+    let of_lab = |entry: Entry| path.file_name().is_some_and(|name| name.ends_with(&format!("-{}", entry.claim.lab)));
+    text.is_empty() || serde_json::from_str(text).is_ok_and(of_lab)
 }
 
 fn remove(path: &Utf8Path) -> Result<(), LedgerError> {

@@ -161,7 +161,7 @@ impl LedgerError {
             }
             Self::InTheWay { .. } => (
                 "other labs are in the way",
-                "wait for them, end them (`harness doctor` lists labs and their pids), or give --wait-for-host more time",
+                "wait for them, end those that are yours (`harness doctor` lists labs, users and pids), or give --wait-for-host more time",
             ),
         };
         Failure::from_error(crate::exit::Blame::Environment, context, self).hint(hint)

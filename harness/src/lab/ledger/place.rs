@@ -57,7 +57,12 @@ pub(super) fn prepare(root: &Utf8Path, own: &Utf8Path) -> Result<(), LedgerError
 /// Makes a folder of this mode, whatever the umask; one that is there must be a folder and no link.
 fn make(path: &Utf8Path, mode: u32) -> Result<(), LedgerError> {
     match DirBuilder::new().mode(mode & 0o755).create(path) {
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode))
+        // By the open folder and not by its name, which the owner of the folder above it may give to something else.
+        Ok(()) => OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+            .open(path)
+            .and_then(|folder| folder.set_permissions(Permissions::from_mode(mode)))
             .map_err(|source| io_error("setting the mode of", path, source)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let meta = fs::symlink_metadata(path).map_err(|source| io_error("looking at", path, source))?;
@@ -116,6 +121,10 @@ pub(super) fn others(root: &Utf8Path, own: &Utf8Path) -> Vec<(u32, Utf8PathBuf)>
     let entries = root.read_dir_utf8().into_iter().flatten().filter_map(Result::ok);
     let folders = entries.filter(|entry| entry.path() != own).filter_map(|entry| {
         let user: u32 = entry.file_name().parse().ok()?;
+        // `01000` would be a second voice of user 1000.
+        if user.to_string() != entry.file_name() {
+            return None;
+        }
         let meta = fs::symlink_metadata(entry.path()).ok()?;
         if meta.is_dir() && meta.uid() == user {
             return Some((user, entry.into_path()));

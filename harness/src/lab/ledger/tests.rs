@@ -234,6 +234,40 @@ async fn the_claim_of_a_dead_owner_is_void_and_removed() {
     assert!(!left.exists());
 }
 
+/// The owner of the folder above may put another of this user's folders in the place of the ledger's.
+#[tokio::test]
+async fn nothing_but_a_claim_is_ever_removed() {
+    let fixture = Fixture::new();
+    drop(fixture.admit("a", 1, Duration::ZERO).await.unwrap());
+    let keep = [
+        ("2024-report", &b"figures of the year"[..]),
+        ("2025-photo", &[0xff, 0xd8, 0xff, 0xe0]),
+        ("2026-report.pdf", b""),
+        ("0000000008-other", serde_json::to_vec(&entry("dead", 1, 100, true)).unwrap().leak()),
+    ];
+    for (name, bytes) in keep {
+        std::fs::write(fixture.ledger.own.join(name), bytes).unwrap();
+    }
+    fixture.admit("b", 1, Duration::ZERO).await.unwrap();
+    for (name, _) in keep {
+        assert!(fixture.ledger.own.join(name).exists(), "{name} is gone");
+    }
+}
+
+#[tokio::test]
+async fn a_number_that_another_user_has_run_up_is_not_gone_on_from() {
+    let fixture = Fixture::new();
+    let _theirs = fixture.admit("theirs", 1, Duration::ZERO).await.unwrap();
+    let run_up = fixture.ledger.own.join(format!("{}-high", 1_u64 << 48));
+    let file = std::fs::File::create(&run_up).unwrap();
+    let mut high = entry("high", 1, 100, true);
+    high.pid = std::process::id();
+    std::fs::write(&run_up, serde_json::to_string(&high).unwrap()).unwrap();
+    let _held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+    let mine = elsewhere(&fixture).admit(claim("mine", 1, 100), Policy::default(), || HOST, |_| ()).await.unwrap();
+    assert_eq!(mine.number(), 2);
+}
+
 /// Kills a process that holds a claim while another waits for it.
 #[tokio::test]
 async fn the_death_of_an_owner_wakes_who_waits() {
