@@ -191,9 +191,13 @@ fn a_wrong_clock_is_noticed_and_no_line_is_lost_or_misplaced_when_sshd_dies() {
     bench.assert_clean();
     let clock = run.json("nodes/late/clock.json");
     let off_s = clock["offset_us"].as_f64().unwrap() / 1e6;
-    assert!((off_s + 3600.0).abs() < 2.0, "{clock}");
+    assert!((off_s + 3600.0).abs() < 5.0, "{clock}");
     assert!(clock["uncertainty_us"].as_u64().unwrap() < 1_000_000, "{clock}");
-    assert!(run.stdout().contains("the guest's clock is 3600"), "no warning");
+    // A starved guest's clock is some seconds late by itself: 3599.4 s is as good.
+    let stdout = run.stdout();
+    let told = stdout.split_once("the guest's clock is ").and_then(|(_, rest)| rest.split_once(" s behind"));
+    let told_s: f64 = told.expect("no warning").0.parse().unwrap();
+    assert!((told_s - 3600.0).abs() < 5.0, "{told_s} s");
     let contributing = run.json("verdict.json")["verdict"]["contributing"].to_string();
     assert!(contributing.contains("clock was off"), "{contributing}");
     let journal = std::fs::read_to_string(run.dir.join("nodes/late/journal.log")).unwrap();
