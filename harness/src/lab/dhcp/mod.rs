@@ -1,6 +1,6 @@
 //! The lab's DHCP server: this process itself on a port of a switch, so that no node depends on another for its address.
 //!
-//! It holds reservations only: each planned MAC gets its planned address, anybody else is recorded and gets nothing. What to say is decided without I/O in [`respond`]; here frames are
+//! It holds reservations only: each planned MAC gets its planned address, anybody else is recorded and gets nothing. What to say is decided without I/O in `respond`; here frames are
 //! moved and what was said is kept: in the run folder, in the evidence, and for whoever waits for a lease.
 
 mod leases;
