@@ -7,6 +7,14 @@ use super::testing::{Door, Sshd};
 use super::tests::{LONG, eventually, shorter_than};
 use super::*;
 
+/// A search that is told what is seen of the guest.
+fn searching(sshd: &Sshd, patience: f64) -> (Arc<Sightings>, tokio::task::JoinHandle<Result<Guest, GuestError>>) {
+    let target = SshTarget { patience, ..sshd.target() };
+    let seen = Arc::new(Sightings::default());
+    let told = Arc::clone(&seen);
+    (seen, tokio::spawn(async move { Guest::connect_seen(target, LONG, &told).await }))
+}
+
 #[tokio::test]
 async fn a_guest_that_refuses_at_first_is_found_soon_after_it_listens() {
     let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Refusing);
@@ -34,13 +42,8 @@ async fn a_guest_that_is_silent_at_first_is_found_without_a_storm() {
 #[tokio::test]
 async fn a_hint_makes_it_look_at_once() {
     let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
-    let mut target = sshd.target();
-    target.patience = 4.0; // attempts 1.6 s apart
-    let hint = Arc::new(Sightings::default());
-    let connecting = tokio::spawn({
-        let hint = Arc::clone(&hint);
-        async move { Guest::connect_seen(target, LONG, &hint).await }
-    });
+    // Attempts 1.6 s apart.
+    let (hint, connecting) = searching(&sshd, 4.0);
     eventually("the first attempt", || sshd.accepted() == 1).await;
     sshd.set(Door::Open);
     let hinted = Instant::now();
@@ -52,13 +55,8 @@ async fn a_hint_makes_it_look_at_once() {
 #[tokio::test]
 async fn after_a_hint_connections_follow_closely() {
     let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
-    let mut target = sshd.target();
-    target.patience = 4.0; // attempts 1.6 s apart
-    let hint = Arc::new(Sightings::default());
-    let connecting = tokio::spawn({
-        let hint = Arc::clone(&hint);
-        async move { Guest::connect_seen(target, LONG, &hint).await }
-    });
+    // Attempts 1.6 s apart.
+    let (hint, connecting) = searching(&sshd, 4.0);
     eventually("the first attempt", || sshd.accepted() == 1).await;
     hint.coming();
     // The network behind the port is up only after the connection made at the hint.
@@ -86,12 +84,7 @@ async fn a_guest_that_never_answers_is_unreachable_at_the_deadline() {
 #[tokio::test]
 async fn a_guest_seen_to_take_a_connection_is_given_time_and_no_other() {
     let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
-    let target = sshd.target();
-    let seen = Arc::new(Sightings::default());
-    let connecting = tokio::spawn({
-        let seen = Arc::clone(&seen);
-        async move { Guest::connect_seen(target, LONG, &seen).await }
-    });
+    let (seen, connecting) = searching(&sshd, sshd.target().patience);
     seen.coming();
     eventually("connections that follow closely", || sshd.accepted() >= 3).await;
     seen.taken();
