@@ -95,7 +95,7 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
     if failure.as_ref().is_some_and(|failure| failure.blame == Blame::Interrupted) {
         cx.skip(Phase::Collect, "interrupted");
     } else {
-        recorder.measure_clocks();
+        recorder.measure_clocks_last();
         collect::collect(&cx, &lab, &guests, failure.is_some()).await;
     }
     let (classifier, restarts, host) = pump.finish().await;

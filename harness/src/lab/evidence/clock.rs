@@ -4,23 +4,25 @@
 //! is set in the middle of a run, still has its lines where they belong.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
 use verdict::{Evidence, Source};
 
 use super::Shared;
 use crate::event::EventKind;
 use crate::guest::{ClockReading, Guest};
 
-/// A guest's clock that is off by more than this is worth a warning; TLS and tokens are checked to the second.
-const OFF_MS: u64 = 1_000;
+/// A guest's clock that is off by this much is worth a warning. Less is normal: a guest takes the time from an RTC that
+/// counts whole seconds, and where its vCPUs are emulated or starved, the second it reads is over before it is set.
+const OFF_MS: u64 = 3_000;
 /// A change of the guest's clock against its own time since boot that counts as somebody having set it.
 const STEP_US: u64 = 500_000;
-/// Most measurements of one guest in a run, and the shortest time between two.
+/// Most measurements of one guest in a run, but for the last one, and the shortest time between two.
 const READINGS_MAX: u32 = 64;
-const PAUSE: Duration = Duration::from_secs(5);
+pub(super) const PAUSE: Duration = Duration::from_secs(5);
 
 /// `nodes/NAME/clock.json`: a guest's clock against the host's, as last measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +94,9 @@ pub(super) struct ClockBook {
     shared: Arc<Shared>,
     clock: Option<GuestClock>,
     readings: u32,
-    asked: Option<Instant>,
+    /// When the next measurement may be made, and whether one was asked for before that.
+    next: Instant,
+    owed: bool,
     /// The guest's clock less its time since boot, by the last entry seen.
     difference_us: Option<i64>,
     warned_us: i64,
@@ -100,16 +104,41 @@ pub(super) struct ClockBook {
 
 impl ClockBook {
     pub(super) fn new(guest: Guest, shared: Arc<Shared>) -> Self {
-        Self { guest, shared, clock: None, readings: 0, asked: None, difference_us: None, warned_us: 0 }
+        Self {
+            guest,
+            shared,
+            clock: None,
+            readings: 0,
+            next: Instant::now(),
+            owed: false,
+            difference_us: None,
+            warned_us: 0,
+        }
     }
 
-    /// Measures, records, and says so where the clock is off. A guest that does not answer keeps what was known.
-    pub(super) async fn measure(&mut self) {
-        if self.readings >= READINGS_MAX || self.asked.is_some_and(|asked| asked.elapsed() < PAUSE) {
+    /// Measures again: now, or where the last time was just before this, once [`ClockBook::due`] says so.
+    pub(super) async fn measure_again(&mut self) {
+        if self.readings >= READINGS_MAX {
             return;
         }
+        self.owed = Instant::now() < self.next;
+        if !self.owed {
+            self.measure().await;
+        }
+    }
+
+    /// Completes when a measurement that was put off can be made; never while none is owed. Cancel-safe.
+    pub(super) async fn due(&self) {
+        if !self.owed {
+            return std::future::pending().await;
+        }
+        sleep_until(self.next).await;
+    }
+
+    /// Measures at once, records, and says so where the clock is off. A guest that does not answer keeps what was known.
+    pub(super) async fn measure(&mut self) {
         self.readings += 1;
-        self.asked = Some(Instant::now());
+        (self.next, self.owed) = (Instant::now() + PAUSE, false);
         let node = self.guest.node().to_owned();
         let clock = match self.guest.clock().await {
             Ok(reading) => GuestClock::of(&reading),
@@ -173,7 +202,11 @@ mod tests {
             off.starts_with("clock: server-2: the guest's clock is 3600.0 s behind the host's (to within 4 ms)"),
             "{off}"
         );
-        assert_eq!(GuestClock { offset_us: -900_000, ..clock }.off("server-2"), None);
+        assert_eq!(
+            GuestClock { offset_us: -1_900_000, ..clock }.off("server-2"),
+            None,
+            "as any guest that was slow to boot"
+        );
         assert_eq!(GuestClock { uncertainty_us: 4_000_000_000, ..clock }.off("server-2"), None, "nobody can tell");
     }
 

@@ -9,7 +9,7 @@ use verdict::{Evidence, Source};
 
 use super::clock::ClockBook;
 use super::log::EvidenceLog;
-use super::{NodeEntry, Shared, lock};
+use super::{Measure, NodeEntry, Shared, lock};
 use crate::event::EventKind;
 use crate::guest::{Guest, Journal, JournalEntry};
 use crate::redact::redact;
@@ -27,7 +27,7 @@ pub(super) async fn follow(guest: Guest, path: Utf8PathBuf, shared: Arc<Shared>)
     clock.measure().await;
     let mut journal = Journal::follow(guest);
     let mut opened = 1;
-    let mut asked = shared.measure.subscribe();
+    let mut measure = shared.measure.subscribe();
     loop {
         tokio::select! {
             entry = journal.next() => {
@@ -40,13 +40,16 @@ pub(super) async fn follow(guest: Guest, path: Utf8PathBuf, shared: Arc<Shared>)
                 // Another connection may lead to a guest that has slept in between.
                 if set || journal.opened() > opened {
                     opened = journal.opened();
-                    clock.measure().await;
+                    clock.measure_again().await;
                 }
             }
-            asked = asked.changed() => match asked {
-                Ok(()) => clock.measure().await,
+            wanted = measure.changed() => match wanted {
+                // The collection follows, and the end of this.
+                Ok(()) if *measure.borrow_and_update() == Measure::Last => clock.measure().await,
+                Ok(()) => clock.measure_again().await,
                 Err(_) => return,
             },
+            () = clock.due() => clock.measure().await,
         }
     }
 }

@@ -70,9 +70,18 @@ struct Shared {
     /// What was seen from the host, by file.
     seen: Mutex<BTreeMap<String, SeenLog>>,
     /// Asks for the guests' clocks to be measured again.
-    measure: watch::Sender<()>,
+    measure: watch::Sender<Measure>,
     /// Whether the evidence is being closed.
     closing: watch::Sender<bool>,
+}
+
+/// How the guests' clocks are to be measured again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    /// As soon as that was not just done.
+    Again,
+    /// Now or never: the run is about to end.
+    Last,
 }
 
 struct SeenLog {
@@ -142,9 +151,15 @@ impl Recorder {
         NewsSink::new(move |news| this.note(&stream, news.kind(), &news.to_string()))
     }
 
-    /// Has the guests' clocks measured again: a VM was stopped for a while, or the run is about to end.
+    /// Has the guests' clocks measured again: a VM was stopped for a while. Waits for nothing.
     pub fn measure_clocks(&self) {
-        self.shared.measure.send_replace(());
+        // What asks for the last time stays what is asked for.
+        self.shared.measure.send_modify(|_| ());
+    }
+
+    /// Has the guests' clocks measured at once, for the run is about to end. Waits for nothing.
+    pub fn measure_clocks_last(&self) {
+        self.shared.measure.send_replace(Measure::Last);
     }
 }
 
@@ -171,7 +186,7 @@ impl EvidencePump {
             sink,
             record,
             seen: Mutex::new(BTreeMap::new()),
-            measure: watch::Sender::new(()),
+            measure: watch::Sender::new(Measure::Again),
             closing: watch::Sender::new(false),
         });
         let mut tasks = JoinSet::new();

@@ -88,3 +88,35 @@ async fn a_recorder_outlives_the_verdict() {
     let lines = std::fs::read_to_string(record.path().join("nodes/server-1/qmp.log")).unwrap();
     assert!(lines.contains("QMP SHUTDOWN"), "{lines}");
 }
+
+/// The next measurement of a clock, within `limit`.
+async fn measured(bench: &mut Bench, limit: Duration) -> Option<()> {
+    let next = async {
+        loop {
+            if matches!(bench.events.recv().await?.event, EventKind::ClockMeasured { .. }) {
+                return Some(());
+            }
+        }
+    };
+    tokio::time::timeout(limit, next).await.ok()?
+}
+
+#[tokio::test]
+async fn a_measurement_asked_for_too_soon_is_put_off_and_the_last_one_is_made_at_once() {
+    let mut bench = Bench::new();
+    let sshd = Sshd::start();
+    bench.pump.follow_journal(sshd.guest().await, bench.record.path().join("journal.log"));
+    let (soon, at_last) = (Duration::from_millis(300), Duration::from_secs(3));
+    measured(&mut bench, Duration::from_secs(20)).await.expect("the guest's clock is measured as soon as it answers");
+    let recorder = bench.pump.recorder();
+    recorder.measure_clocks();
+    recorder.measure_clocks();
+    assert_eq!(measured(&mut bench, soon).await, None, "it was just measured");
+    tokio::time::pause();
+    tokio::time::advance(clock::PAUSE).await;
+    tokio::time::resume();
+    measured(&mut bench, at_last).await.expect("what was asked for is forgotten");
+    assert_eq!(measured(&mut bench, soon).await, None, "asked for twice, owed once");
+    recorder.measure_clocks_last();
+    measured(&mut bench, at_last).await.expect("the run is over before the pause is");
+}
