@@ -22,7 +22,7 @@ pub use calibrate::{Calibration, calibrate};
 pub use error::Error;
 pub use host::{HostFacts, host_facts};
 pub use mac::{Mac, MacError};
-pub use process::{CommandSpec, ExitInfo, Process, Sink, Stdin, Supervisor, Survivor};
+pub use process::{CommandSpec, ExitInfo, NewOutput, OutputPosition, Process, Sink, Stdin, Supervisor, Survivor};
 pub use qmp::{Qmp, QmpError, QmpEvent};
 pub use spec::{DiskFormat, DiskSpec, NicBackend, NicSpec, SpecError, VmSpec, argv};
 pub use vde::{FRAME_MAX_BYTES, Link, LinkExit, Port, PortSpec, Switch, SwitchExit, SwitchSpec, SwitchSpecError};

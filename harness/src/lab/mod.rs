@@ -7,11 +7,11 @@ pub mod dirs;
 pub mod evidence;
 pub mod inventory;
 pub mod ledger;
+mod listen;
 mod runner;
 pub mod sampler;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,12 +30,11 @@ use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
 use crate::failure::{DISK_NOT_WRITTEN, Failure};
 use crate::lab::dhcp::{DhcpServer, Leases};
+use crate::lab::listen::listen;
 use crate::plan::DhcpPlan;
 
 /// How long QEMU and the switches may take to end when asked to.
 const GRACE: Duration = Duration::from_secs(3);
-/// How often it is looked whether a switch has said something: a copy in memory.
-const LISTEN_EVERY: Duration = Duration::from_secs(1);
 
 /// How much of its console a guest that ended is quoted with.
 const LAST_WORDS_LINES: usize = 6;
@@ -85,7 +84,7 @@ impl Lab {
         let switch = Arc::new(switch);
         let (bell, recorder, watched) = (self.bell.clone(), self.recorder.clone(), Arc::clone(&switch));
         self.watchers.spawn(async move {
-            let exit = listen(&recorder, watched.name(), || watched.output_tail(), watched.died()).await;
+            let exit = listen(&recorder, watched.name(), |position| watched.new_output(position), watched.died()).await;
             recorder.note(&Stream::vde(), "end", &format!("switch {}: vde_switch {}", exit.name, exit.exit));
             bell.ring(Alarm::Machine {
                 machine: format!("switch {}", exit.name),
@@ -113,7 +112,7 @@ impl Lab {
         let link = Arc::new(link);
         let (bell, recorder, watched) = (self.bell.clone(), self.recorder.clone(), Arc::clone(&link));
         self.watchers.spawn(async move {
-            let exit = listen(&recorder, watched.name(), || watched.output_tail(), watched.died()).await;
+            let exit = listen(&recorder, watched.name(), |position| watched.new_output(position), watched.died()).await;
             recorder.note(&Stream::vde(), "end", &format!("link {}: vde_plug {}", exit.name, exit.exit));
             bell.ring(Alarm::Machine {
                 machine: format!("link {}", exit.name),
@@ -230,32 +229,6 @@ impl Lab {
         let ends = join_all(switches.iter().map(|switch| switch.stop(GRACE))).await;
         trouble.extend(ends.into_iter().filter_map(Result::err).map(|error| error.to_string()));
         trouble
-    }
-}
-
-/// Records what a switch or link says until it ends. It says next to nothing, and where it does, somebody will want to know.
-async fn listen<T>(recorder: &Recorder, name: &str, output: impl Fn() -> String, died: impl Future<Output = T>) -> T {
-    let mut tick = tokio::time::interval(LISTEN_EVERY);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut heard = String::new();
-    tokio::pin!(died);
-    loop {
-        let ended = tokio::select! {
-            exit = &mut died => Some(exit),
-            _ = tick.tick() => None,
-        };
-        let output = output();
-        // The tail forgets its beginning; what stands before the first known byte was told already.
-        let new = output.strip_prefix(heard.as_str()).unwrap_or(&output);
-        // A line that is not whole yet is told when it is, or at the end.
-        let whole = if ended.is_some() { new.len() } else { new.rfind('\n').map_or(0, |end| end + 1) };
-        for line in new[..whole].lines().filter(|line| !line.trim().is_empty()) {
-            recorder.note(&Stream::vde(), name, &format!("{name}: {line}"));
-        }
-        heard = output[..output.len() - (new.len() - whole)].to_owned();
-        if let Some(exit) = ended {
-            return exit;
-        }
     }
 }
 

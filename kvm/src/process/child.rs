@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::output::{Drain, Tail};
+use super::output::{Drain, NewOutput, OutputPosition, Tail};
 use super::supervisor::Registry;
 use super::{ExitInfo, Survivor};
 
@@ -158,6 +158,16 @@ impl Process {
     #[must_use]
     pub fn stdout_tail(&self) -> String {
         self.shared.stdout.text()
+    }
+
+    /// What it has written to its drained outputs since `position`, which is moved past it.
+    pub fn new_output(&self, position: &mut OutputPosition) -> NewOutput {
+        // Asked first: an end is told only after the outputs were read to theirs.
+        let ended = self.try_exited().is_some();
+        let mut new = NewOutput::default();
+        self.shared.stdout.read_on(&mut position.stdout_bytes, ended, &mut new);
+        self.shared.stderr.read_on(&mut position.stderr_bytes, ended, &mut new);
+        new
     }
 }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error as ThisError;
 
 pub use child::Process;
+pub use output::{NewOutput, OutputPosition};
 pub use supervisor::Supervisor;
 
 /// How much of an output [`CommandSpec::new`] keeps.

@@ -19,7 +19,24 @@ pub(super) struct Tail {
 #[derive(Debug, Default)]
 struct Kept {
     bytes: VecDeque<u8>,
-    truncated: bool,
+    /// Bytes that stood before the kept ones.
+    dropped: u64,
+}
+
+/// How far a reader of a child's outputs has got; the default is their beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OutputPosition {
+    pub(super) stdout_bytes: u64,
+    pub(super) stderr_bytes: u64,
+}
+
+/// What a child has written since a reader looked last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewOutput {
+    /// Its whole lines, those of standard output first. Once the child has ended, what stands after the last newline is one, too.
+    pub lines: Vec<String>,
+    /// Bytes that came between two looks and were more than is kept.
+    pub missed_bytes: u64,
 }
 
 impl Tail {
@@ -29,7 +46,7 @@ impl Tail {
         if kept.bytes.len() > max_bytes {
             let excess = kept.bytes.len() - max_bytes;
             kept.bytes.drain(..excess);
-            kept.truncated = true;
+            kept.dropped += excess as u64;
         }
     }
 
@@ -37,11 +54,27 @@ impl Tail {
     pub(super) fn text(&self) -> String {
         let (bytes, truncated) = {
             let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            (kept.bytes.iter().copied().collect::<Vec<u8>>(), kept.truncated)
+            (kept.bytes.iter().copied().collect::<Vec<u8>>(), kept.dropped > 0)
         };
         let first_whole =
             bytes.iter().position(|&b| b == b'\n').map(|at| at + 1).filter(|&at| truncated && at < bytes.len());
         String::from_utf8_lossy(&bytes[first_whole.unwrap_or(0)..]).into_owned()
+    }
+
+    /// Adds to `new` what was written from `position` on, and moves that past it. A line that is not whole yet is left for the next time, unless the child has `ended`.
+    pub(super) fn read_on(&self, position: &mut u64, ended: bool, new: &mut NewOutput) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = kept.dropped.saturating_sub(*position);
+        new.missed_bytes += missed;
+        *position += missed;
+        let told = usize::try_from(*position - kept.dropped).unwrap_or(usize::MAX);
+        let mut unread: Vec<u8> = kept.bytes.iter().skip(told).copied().collect();
+        drop(kept);
+        if !ended {
+            unread.truncate(unread.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1));
+        }
+        *position += unread.len() as u64;
+        new.lines.extend(String::from_utf8_lossy(&unread).lines().map(str::to_owned));
     }
 }
 
@@ -152,6 +185,30 @@ mod tests {
         assert_eq!(tail.text(), "x".repeat(14), "one long line: its end");
         tail.push(b"\xff\n", 14);
         assert!(tail.text().ends_with("\u{fffd}\n"));
+    }
+
+    #[test]
+    fn a_reader_of_a_tail_gets_every_line_once_and_is_told_what_it_missed() {
+        let (tail, mut at) = (Tail::default(), 0);
+        let mut read_on = |tail: &Tail, ended| {
+            let mut new = NewOutput::default();
+            tail.read_on(&mut at, ended, &mut new);
+            (new.lines, new.missed_bytes)
+        };
+        let lines = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
+        tail.push(b"one\ntw", 8);
+        assert_eq!(read_on(&tail, false), (lines(&["one"]), 0));
+        tail.push(b"o\n", 8);
+        assert_eq!(read_on(&tail, false), (lines(&["two"]), 0), "the tail has dropped nothing that was not told");
+        tail.push(b"three\n", 8);
+        assert_eq!(read_on(&tail, false), (lines(&["three"]), 0));
+        tail.push(b"0123456789\nabc\n", 8);
+        assert_eq!(read_on(&tail, false), (lines(&["789", "abc"]), 7));
+        tail.push(&[b'x'; 20], 8);
+        assert_eq!(read_on(&tail, false), (lines(&[]), 12), "one endless line");
+        assert_eq!(read_on(&tail, false), (lines(&[]), 0), "told once");
+        assert_eq!(read_on(&tail, true), (lines(&["xxxxxxxx"]), 0));
+        assert_eq!(read_on(&tail, true), (lines(&[]), 0));
     }
 
     #[tokio::test]

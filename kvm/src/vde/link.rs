@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::switch::output_tail;
 use super::{LinkExit, Switch};
 use crate::error::Error;
-use crate::process::{CommandSpec, Process, Supervisor};
+use crate::process::{CommandSpec, NewOutput, OutputPosition, Process, Supervisor};
 
 /// How long a link may take until both switches show it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,10 +53,9 @@ impl Link {
         &self.name
     }
 
-    /// The end of what it has written to its standard output and error.
-    #[must_use]
-    pub fn output_tail(&self) -> String {
-        output_tail(&self.process)
+    /// What it has written to its standard output and error since `position`, which is moved past it.
+    pub fn new_output(&self, position: &mut OutputPosition) -> NewOutput {
+        self.process.new_output(position)
     }
 
     /// Its process id.

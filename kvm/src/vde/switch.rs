@@ -10,7 +10,7 @@ use super::mgmt::{Answer, COMMAND_TIMEOUT, Mgmt};
 use super::table::{NO_VLAN, expected_ports, expected_vlans, parse_endpoints, parse_ports, parse_vlans};
 use super::{PortSpec, SwitchExit, SwitchSpec};
 use crate::error::Error;
-use crate::process::{CommandSpec, Process, Stdin, Supervisor};
+use crate::process::{CommandSpec, NewOutput, OutputPosition, Process, Stdin, Supervisor};
 use crate::unix;
 
 /// How long a switch may take until it answers. A busy host needs seconds; a switch that failed ends by itself, which is seen at once.
@@ -159,10 +159,9 @@ impl Switch {
         }
     }
 
-    /// The end of what it has written to its standard output and error.
-    #[must_use]
-    pub fn output_tail(&self) -> String {
-        output_tail(&self.process)
+    /// What it has written to its standard output and error since `position`, which is moved past it.
+    pub fn new_output(&self, position: &mut OutputPosition) -> NewOutput {
+        self.process.new_output(position)
     }
 
     /// The switch's name.
