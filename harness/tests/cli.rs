@@ -173,3 +173,53 @@ fn a_file_in_the_working_folder_wins_over_what_is_shipped() {
         .code(2)
         .stderr(predicate::str::contains("images/recipes/debian-k3s.yaml:2:8"));
 }
+
+/// The owner of a lab that is nothing but a record.
+struct Owner(std::process::Child);
+
+impl Owner {
+    /// Of a kept lab past its time, whose lock cannot be waited for: it is a folder.
+    fn of_a_broken_lab(dir: &tempfile::TempDir, id: &str) -> Self {
+        let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let start_ticks: u64 = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap();
+        let lab = dir.path().join("state/labs").join(id);
+        std::fs::create_dir_all(lab.join("lock")).unwrap();
+        let record = serde_json::json!({
+            "schema_version": 1, "lab": id, "run": format!("run-{id}"), "scenario": "smoke", "k3s": "k3s stand-in",
+            "run_dir": dir.path(), "owner": {"pid": child.id(), "start_ticks": start_ticks}, "state": "kept",
+            "started": "2026-01-01T00:00:00Z", "expires": "2026-01-01T01:00:00Z", "slowdown": 1.0, "nodes": [],
+        });
+        std::fs::write(lab.join("lab.json"), record.to_string()).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn every_lab_that_would_not_end_is_reported() {
+    for command in [&["clean"][..], &["stop", "--all"]] {
+        let dir = dir();
+        let _owners = ["aaaaaa", "bbbbbb"].map(|id| Owner::of_a_broken_lab(&dir, id));
+        // One whose owner is gone, and whose folders cannot go: in the place of one stands a file.
+        std::fs::create_dir_all(dir.path().join("state/labs/cccccc")).unwrap();
+        std::fs::write(dir.path().join("state/labs/cccccc/lock"), "").unwrap();
+        std::fs::create_dir_all(dir.path().join("run/harness")).unwrap();
+        std::fs::write(dir.path().join("run/harness/cccccc"), "").unwrap();
+        let said = |id: &str| predicate::str::contains(format!("state/labs/{id}/lock"));
+        harness(&dir)
+            .env("HARNESS_STATE_DIR", dir.path().join("state"))
+            .env("XDG_RUNTIME_DIR", dir.path().join("run"))
+            .args(command)
+            .assert()
+            .code(3)
+            .stdout("")
+            .stderr(said("aaaaaa").and(said("bbbbbb")).and(predicate::str::contains("the folders of lab cccccc")));
+    }
+}

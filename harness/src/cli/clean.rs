@@ -7,10 +7,12 @@ use jiff::Timestamp;
 use nix::sys::signal::Signal;
 
 use crate::cli::reach::lookup;
-use crate::cli::{Global, print, stop};
+use crate::cli::{Global, print, report, stop};
 use crate::error::CommandError;
+use crate::exit::Blame;
 use crate::lab::dirs;
 use crate::lab::inventory::living;
+use crate::record::RecordError;
 
 /// How long the owner of a lab whose time is over may take to end it by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,7 +28,7 @@ pub(super) struct Args {}
 pub(super) fn run(global: &Global, _args: Args) -> Result<u8, CommandError> {
     let folders = global.folders()?;
     let mut out = String::new();
-    let mut failed = None;
+    let mut failed = Vec::new();
     for lab in living(&folders).into_iter().filter(|lab| lab.expired(Timestamp::now())) {
         // One that was stopped goes on, sees that the time is over, and takes its lab down in order.
         let woken = lab.signal(Signal::SIGCONT);
@@ -37,15 +39,23 @@ pub(super) fn run(global: &Global, _args: Args) -> Result<u8, CommandError> {
         };
         match ended {
             Ok(()) => drop(writeln!(out, "ended lab {}: its time was over", lab.record.lab)),
-            Err(error) => failed = Some(error),
+            Err(error) => failed.push(error),
         }
     }
-    for lab in dirs::reap(&folders) {
-        let _ = writeln!(out, "removed the folders of lab {lab}");
+    for (lab, removed) in dirs::reap(&folders) {
+        match removed {
+            Ok(()) => drop(writeln!(out, "removed the folders of lab {lab}")),
+            Err(error) => failed.push(left(&lab, &error)),
+        }
     }
-    if out.is_empty() && failed.is_none() {
+    if out.is_empty() && failed.is_empty() {
         out.push_str("nothing to clean\n");
     }
     print(&out);
-    failed.map_or(Ok(0), Err)
+    Ok(report(&failed))
+}
+
+/// What is left of a lab whose owner was killed.
+pub(super) fn left(lab: &str, error: &RecordError) -> CommandError {
+    CommandError::new(Blame::Environment, format!("removing the folders of lab {lab}"), error)
 }

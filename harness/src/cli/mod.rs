@@ -144,12 +144,17 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            // Standard error may be closed; the exit code still says it.
-            let _ = std::io::stderr().write_all(printable(&error.render()).as_bytes());
-            ExitCode::from(error.blame.exit_code())
-        }
+        Err(error) => ExitCode::from(report(&[error])),
     }
+}
+
+/// Says everything that went wrong; the exit code is the highest.
+fn report(errors: &[CommandError]) -> u8 {
+    for error in errors {
+        // Standard error may be closed; the exit code still says it.
+        let _ = std::io::stderr().write_all(printable(&error.render()).as_bytes());
+    }
+    errors.iter().map(|error| error.blame.exit_code()).max().unwrap_or(0)
 }
 
 fn init_tracing(verbose: u8) {

@@ -10,7 +10,7 @@ use crate::cli::k3s::{K3sArgs, Wanted};
 use crate::cli::keep::{self, Closing, Keep, Leash};
 use crate::cli::signals::Signals;
 use crate::cli::{Global, base, k3s, print, signals, usage};
-use crate::error::CommandError;
+use crate::error::{CommandError, chain_of};
 use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
 use crate::formation::context::millis;
@@ -98,8 +98,11 @@ async fn in_runtime(
     let environment = |context: &str, error: &(dyn std::error::Error + 'static)| {
         CommandError::new(Blame::Environment, context, error)
     };
-    for id in dirs::reap(&folders) {
-        tracing::info!(lab = id, "removed what a killed run had left");
+    for (id, removed) in dirs::reap(&folders) {
+        match removed {
+            Ok(()) => tracing::info!(lab = id, "removed what a killed run had left"),
+            Err(error) => tracing::warn!(lab = id, error = chain_of(&error).join(": "), "what a killed run left stays"),
+        }
     }
     let lab = LabDirs::claim(&folders).map_err(|error| environment("making the lab's folders", &error))?;
     let started = Timestamp::now();

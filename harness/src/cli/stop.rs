@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::cli::reach::lookup;
-use crate::cli::{Global, print};
+use crate::cli::{Global, clean, print, report};
 use crate::error::CommandError;
 use crate::exit::Blame;
 use crate::lab::dirs;
@@ -49,20 +49,21 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
         labs = vec![pick_lab(labs, args.lab.as_deref(), &folders.state).map_err(|error| lookup(&error))?];
     }
     // All at once: one that takes its time holds up no other.
-    let mut failed = None;
+    let mut failed = Vec::new();
     std::thread::scope(|scope| {
         let ends: Vec<_> = labs.iter().map(|lab| (lab, scope.spawn(|| end(lab)))).collect();
         for (lab, ended) in ends {
             match ended.join() {
                 Ok(Ok(())) => print(&format!("lab {} is gone\n", lab.record.lab)),
-                Ok(Err(error)) => failed = Some(error),
+                Ok(Err(error)) => failed.push(error),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
     });
     // What a killed owner could not remove.
-    let _ = dirs::reap(&folders);
-    failed.map_or(Ok(0), Err)
+    failed
+        .extend(dirs::reap(&folders).into_iter().filter_map(|(lab, removed)| Some(clean::left(&lab, &removed.err()?))));
+    Ok(report(&failed))
 }
 
 /// Ends one lab.

@@ -148,9 +148,12 @@ fn remove_tree(path: &Utf8Path) -> Result<(), RecordError> {
     }
 }
 
-/// Removes what killed runs left: lab folders whose lock nobody holds. Returns the ids.
+/// A lab whose owner was killed: its id, and whether its folders could be removed.
+pub type Reaped = (String, Result<(), RecordError>);
+
+/// Removes what killed runs left: lab folders whose lock nobody holds.
 #[must_use]
-pub fn reap(folders: &Folders) -> Vec<String> {
+pub fn reap(folders: &Folders) -> Vec<Reaped> {
     let mut reaped = Vec::new();
     let labs = folders.state.join("labs");
     let Ok(entries) = labs.read_dir_utf8() else { return reaped };
@@ -164,8 +167,8 @@ pub fn reap(folders: &Folders) -> Vec<String> {
                 .and_then(|meta| meta.modified().ok())
                 .and_then(|at| at.elapsed().ok())
                 .is_some_and(|age| age.as_secs() > 3600);
-            if old && remove_tree(path).is_ok() {
-                reaped.push(entry.file_name().to_owned());
+            if old {
+                reaped.push((entry.file_name().to_owned(), remove_tree(path)));
             }
             continue;
         };
@@ -173,9 +176,8 @@ pub fn reap(folders: &Folders) -> Vec<String> {
             && is_at(&lock, &path.join("lock"))
         {
             let sockets = folders.runtime.join(entry.file_name());
-            if remove_tree(&sockets).and_then(|()| remove_tree(path)).is_ok() {
-                reaped.push(entry.file_name().to_owned());
-            }
+            let removed = remove_tree(&sockets).and_then(|()| remove_tree(path));
+            reaped.push((entry.file_name().to_owned(), removed));
             drop(lock);
         }
     }
@@ -247,7 +249,8 @@ mod tests {
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("lock"), "").unwrap();
         fs::create_dir_all(folders.runtime.join("zzzzzz")).unwrap();
-        assert_eq!(reap(&folders), ["zzzzzz"]);
+        let reaped = reap(&folders);
+        assert!(matches!(&reaped[..], [(id, Ok(()))] if id == "zzzzzz"), "{reaped:?}");
         assert!(living.disks().exists());
         assert!(!dead.exists() && !folders.runtime.join("zzzzzz").exists());
     }
