@@ -82,24 +82,29 @@ pub(super) async fn collect(cx: &Context, lab: &Lab, guests: &BTreeMap<String, G
     let began =
         cx.begin(Phase::Collect, &format!("{} of {}", counted(items.len(), "item"), counted(guests.len(), "node")));
     let missed = tokio::select! {
-        missed = join_all(guests.values().map(|guest| collect_living(cx, lab, guest, &items, deadline))) => missed.concat(),
+        missed = join_all(guests.values().map(|guest| {
+            collect_living(&cx.record, &cx.sink, guest, lab.falls_silent(guest.node()), &items, deadline)
+        })) => missed.concat(),
         signal = cx.guard.interruption() => vec![format!("the rest, interrupted by {signal}")],
     };
     let note = if missed.is_empty() { "complete".to_owned() } else { format!("without {}", missed.join(", ")) };
     cx.end(Phase::Collect, began, missed.is_empty(), note);
 }
 
-/// A guest that is gone or held would let every item run into its deadline: it is only named.
+/// A guest that is gone or held would let every item run into its deadline: it is only named. One may be so a moment after
+/// the evidence that ended the run: a kernel prints its panic before QEMU is told of it.
 async fn collect_living(
-    cx: &Context,
-    lab: &Lab,
+    record: &RunDir,
+    sink: &EventSink,
     guest: &Guest,
+    silent: impl Future<Output = String>,
     items: &[(&str, &str)],
     deadline: Duration,
 ) -> Vec<String> {
-    match lab.silenced(guest.node()).await {
-        Some(why) => vec![format!("{} ({why})", guest.node())],
-        None => collect_node(&cx.record, &cx.sink, guest, items, deadline).await,
+    tokio::select! {
+        biased;
+        why = silent => vec![format!("{} ({why})", guest.node())],
+        missed = collect_node(record, sink, guest, items, deadline) => missed,
     }
 }
 
@@ -209,6 +214,24 @@ mod tests {
             read("b.txt"),
             "k3s server --token <token redacted> --node-ip 1\n\n--- standard error ---\ntrouble\n"
         );
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_falls_silent_under_the_collection_is_not_asked_on() {
+        let state = tempfile::tempdir().unwrap();
+        let record = record(&state);
+        let sshd = Sshd::start();
+        let guest = sshd.guest().await;
+        let items = [("a.txt", "exec sleep 1000"), ("b.txt", "exec sleep 1000")];
+        let silent = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            "its vCPUs are stopped (guest-panicked)".to_owned()
+        };
+        let began = Instant::now();
+        let missed =
+            collect_living(&record, &EventSink::new().0, &guest, silent, &items, Duration::from_secs(60)).await;
+        assert_eq!(missed, ["server-1 (its vCPUs are stopped (guest-panicked))"]);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }
 
     #[tokio::test]

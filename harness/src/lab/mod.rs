@@ -204,6 +204,25 @@ impl Lab {
         stopped.then(|| format!("its vCPUs are stopped ({})", state["status"].as_str().unwrap_or("unknown")))
     }
 
+    /// Completes when a node's guest cannot answer any more, with the reason as [`Lab::silenced`] has it. Never for a node
+    /// without a VM. Cancel-safe.
+    pub async fn falls_silent(&self, node: &str) -> String {
+        let Some(vm) = self.vms.get(node) else { return std::future::pending().await };
+        // Before the first look: what happens in between is an event.
+        let mut events = vm.events();
+        loop {
+            if let Some(why) = self.silenced(node).await {
+                return why;
+            }
+            tokio::select! {
+                _ = vm.died() => {}
+                event = events.recv() => if matches!(event, Err(RecvError::Closed)) {
+                    vm.died().await;
+                },
+            }
+        }
+    }
+
     /// Completes when the last VM has ended. Cancel-safe.
     pub async fn emptied(&self) {
         join_all(self.vms.values().map(|vm| vm.died())).await;
