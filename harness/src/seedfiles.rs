@@ -4,6 +4,7 @@
 //! advertisements and link-local addresses, because waiting for any of them delays the addresses that are known here.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 use images::seed::SeedFile;
 
@@ -71,6 +72,9 @@ fn hosts(plan: &Plan) -> String {
 
 fn management(node: &NodePlan, files: &mut Files) {
     let mgmt = &node.mgmt;
+    let mask = Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(mgmt.prefix)).unwrap_or(0));
+    let early = format!("{} {} {} {mask}\n", mgmt.interface, mgmt.mac, mgmt.address);
+    files.add(images::guest::EARLY_NETWORK_PATH, 0o644, &early);
     files.link(&mgmt.interface, mgmt.mac);
     files.network(
         10,

@@ -21,6 +21,10 @@ pub const IMAGE_ID_PATH: &str = "/etc/harness/image";
 /// Where the guest keeps the identifier of the seed it was given, one line.
 pub const SEED_ID_PATH: &str = "/etc/harness/seed";
 
+/// Where a seed says which interface the initrd brings up before anything else runs, one line: name, MAC, IPv4 address and
+/// netmask in dotted form. A seed without it leaves the network to systemd alone.
+pub const EARLY_NETWORK_PATH: &str = "/etc/harness/early-network";
+
 /// What the initrd prints on the console, followed by the seed's identifier, once the seed lies over the root.
 pub const SEED_OK_MARK: &str = "harness-seed: ok ";
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::cpio::Archive;
-use crate::guest::{ROOT_SERIAL, SEED_FAILED_MARK, SEED_ID_PATH, SEED_OK_MARK, SEED_SERIAL};
+use crate::guest::{EARLY_NETWORK_PATH, ROOT_SERIAL, SEED_FAILED_MARK, SEED_ID_PATH, SEED_OK_MARK, SEED_SERIAL};
 
 /// Modules every guest needs before its root is mounted. The network and the random source come along: they are
 /// virtio too, and a device that is there before udev starts is one udev need not load a module for.
@@ -17,7 +17,7 @@ const OPTIONAL: &[&str] = &["pvpanic_mmio"];
 const MAX_MODULES: usize = 64;
 
 /// What the script uses of busybox.
-const APPLETS: &[&str] = &["sh", "mount", "insmod", "tar", "rm", "sleep", "switch_root", "poweroff"];
+const APPLETS: &[&str] = &["sh", "mount", "insmod", "tar", "rm", "ifconfig", "sleep", "switch_root", "poweroff"];
 
 /// The kernel's modules as its own lists describe them.
 #[derive(Debug)]
@@ -133,6 +133,13 @@ id=
 [ -f /root{SEED_ID_PATH} ] && read -r id </root{SEED_ID_PATH}
 [ -n "$id" ] || fail "the seed holds no identifier"
 echo "{SEED_OK_MARK}$id"
+# Seconds before systemd-networkd, which finds the address it would have set: who connects is answered from now on, by a
+# refusal as long as sshd does not listen. Without it, the interface comes up later and nothing else changes.
+if [ -f /root{EARLY_NETWORK_PATH} ] && read -r dev mac address mask </root{EARLY_NETWORK_PATH}; then
+    is=
+    [ -f "/sys/class/net/$dev/address" ] && read -r is <"/sys/class/net/$dev/address"
+    [ "$is" = "$mac" ] && ifconfig "$dev" "$address" netmask "$mask" up
+fi
 mount --move /dev /root/dev
 mount --move /proc /root/proc
 mount --move /sys /root/sys

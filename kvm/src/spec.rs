@@ -263,7 +263,7 @@ pub fn argv(spec: &VmSpec) -> Vec<String> {
             }
         };
         args.pair("-netdev", netdev);
-        args.pair("-device", format!("virtio-net-pci,netdev={id},mac={},romfile=", nic.mac));
+        args.pair("-device", format!("virtio-net-pci,id={},netdev={id},mac={},romfile=", device_id(id), nic.mac));
     }
     args.pair("-object", "rng-random,id=rng0,filename=/dev/urandom");
     args.pair("-device", "virtio-rng-pci,rng=rng0");
@@ -273,6 +273,11 @@ pub fn argv(spec: &VmSpec) -> Vec<String> {
     args.pair("-serial", "chardev:console");
     args.pair("-qmp", format!("unix:{},server=on,wait=off", escape(spec.qmp_socket.as_str())));
     args.0
+}
+
+/// QEMU's name for the NIC's guest-side half; the NIC's own id is the other half's.
+pub(crate) fn device_id(nic: &str) -> String {
+    format!("nic-{nic}")
 }
 
 struct Args(Vec<String>);

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::error::Error;
 use crate::process::{CommandSpec, DEFAULT_TAIL_BYTES, ExitInfo, Process, Sink, Supervisor};
 use crate::qmp::{Qmp, QmpError, QmpEvent};
-use crate::spec::{VmSpec, argv};
+use crate::spec::{VmSpec, argv, device_id};
 use crate::unix;
 
 /// How long QEMU may take from its start to its QMP answer. A busy host needs seconds; one that has failed ends by itself, which is seen at once.
@@ -199,6 +199,34 @@ impl Vm {
         Ok(taken_connections(answer.as_str().unwrap_or_default(), 22))
     }
 
+    /// Waits until the guest has brought the interface of a NIC up, as its driver's list of multicast groups shows: every
+    /// interface that comes up joins the all-hosts group (RFC 1112, 4). QEMU tells of a change of that list once for each time
+    /// it is asked for it (QAPI `NIC_RX_FILTER_CHANGED`, `query-rx-filter`). Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Vm::execute`]; QEMU knows no filter of a device that is not virtio.
+    pub async fn interface_up(&self, nic: &str) -> Result<(), Error> {
+        let mut events = self.events.subscribe();
+        loop {
+            if in_all_hosts(&self.execute("query-rx-filter", json!({ "name": device_id(nic) })).await?) {
+                return Ok(());
+            }
+            let changed = async {
+                loop {
+                    match events.recv().await {
+                        Ok(VmEvent::Other { name, .. }) if name == "NIC_RX_FILTER_CHANGED" => break,
+                        // One may have been among those.
+                        Err(broadcast::error::RecvError::Lagged(_)) => break,
+                        // QEMU's end: the next question says so.
+                        Ok(VmEvent::Exited(_)) | Err(broadcast::error::RecvError::Closed) => break,
+                        Ok(_) => {}
+                    }
+                }
+            };
+            changed.await;
+        }
+    }
+
     /// Takes the file away from the serial console for good: what the guest says from now on goes nowhere (QAPI `chardev-change`).
     ///
     /// # Errors
@@ -361,9 +389,23 @@ fn taken_connections(usernet: &str, guest_port: u16) -> usize {
     usernet.lines().filter(taken).count()
 }
 
+/// Whether a NIC of `query-rx-filter`'s answer takes what is sent to the all-hosts group, 224.0.0.1.
+fn in_all_hosts(filters: &Value) -> bool {
+    let nics = filters.as_array().into_iter().flatten();
+    let mut groups = nics.flat_map(|nic| nic["multicast-table"].as_array().into_iter().flatten());
+    groups.any(|group| group == "01:00:5e:00:00:01")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_up_is_in_the_all_hosts_group() {
+        let down = json!([{ "name": "nic-eth0", "promiscuous": true, "multicast-table": [] }]);
+        let up = json!([{ "name": "nic-eth0", "promiscuous": false, "multicast-table": ["33:33:00:00:00:01", "01:00:5e:00:00:01"] }]);
+        assert!(!in_all_hosts(&down) && in_all_hosts(&up) && !in_all_hosts(&Value::Null));
+    }
 
     #[test]
     fn connections_the_guest_has_taken_are_counted() {

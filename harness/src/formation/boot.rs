@@ -9,7 +9,7 @@ use std::time::Duration;
 use camino::Utf8Path;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use images::guest::{SEED_FAILED_MARK, SEED_OK_MARK};
+use images::guest::SEED_FAILED_MARK;
 use images::seed::SeedFile;
 use kvm::Vm;
 use tokio::time::MissedTickBehavior;
@@ -150,11 +150,9 @@ where
                 })?;
                 let vm = lab.add_vm(node.vm.clone()).await?;
                 watch_vcpus(pump, &node.name, &vm).await;
-                let sightings = Arc::new(Sightings::default());
-                let console = node.vm.console_log.clone();
-                pump.follow_console(node.name.clone(), console, SEED_OK_MARK, SEED_FAILED_MARK, Arc::clone(&sightings));
+                pump.follow_console(node.name.clone(), node.vm.console_log.clone(), SEED_FAILED_MARK);
                 pump.follow_qemu(node.name.clone(), node.vm.stderr_log.clone());
-                machines.push((node, vm, sightings));
+                machines.push((node, vm));
             }
             let note = format!("{} machines", machines.len());
             Ok(Done::new(machines, note))
@@ -163,7 +161,7 @@ where
     let recorder = pump.recorder();
     let mut booting: FuturesUnordered<_> = machines
         .into_iter()
-        .map(|(node, vm, seen)| boot_one(cx, node, (vm, seen), seeds, inventory, recorder.ssh_news(&node.name)))
+        .map(|(node, vm)| boot_one(cx, node, vm, seeds, inventory, recorder.ssh_news(&node.name)))
         .collect();
     let mut preparing = FuturesUnordered::new();
     let mut failures = Vec::new();
@@ -213,7 +211,7 @@ async fn watch_vcpus(pump: &EvidencePump, node: &str, vm: &Vm) {
 async fn boot_one(
     cx: &Context,
     node: &NodePlan,
-    (vm, seen): (Arc<Vm>, Arc<Sightings>),
+    vm: Arc<Vm>,
     seeds: &Seeds,
     inventory: Option<&Inventory>,
     news: NewsSink,
@@ -239,9 +237,10 @@ async fn boot_one(
         };
         // Given up a little before the phase is: this end knows how often the guest was tried, and what came of it.
         let limit = cx.deadline(Phase::Boot).mul_f64(0.99);
+        let seen = Sightings::default();
         let connected = tokio::select! {
             connected = Guest::connect_seen(target, limit, &seen) => connected,
-            never = watch_connections(&vm, &seen) => match never {},
+            never = watch_from_outside(&vm, &node.mgmt.interface, &seen) => match never {},
         };
         let guest = connected.map_err(|error| match &error {
             GuestError::HostKeyMismatch { offered, .. } => match seeds.owner_of(offered) {
@@ -256,8 +255,16 @@ async fn boot_one(
     .await
 }
 
-/// Tells who looks for the guest when it has taken a connection, as QEMU sees from outside. Has no end of its own.
-async fn watch_connections(vm: &Vm, seen: &Sightings) -> Infallible {
+/// Tells who looks for the guest how far it is, as QEMU sees from outside: its network is up; it has taken a connection. Has
+/// no end of its own.
+async fn watch_from_outside(vm: &Vm, mgmt: &str, seen: &Sightings) -> Infallible {
+    match vm.interface_up(mgmt).await {
+        Ok(()) => seen.up(),
+        Err(error) => {
+            tracing::debug!(%error, "QEMU does not tell when the guest's network is up");
+            seen.look();
+        }
+    }
     let mut tick = tokio::time::interval(CONNECTIONS_POLL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -5,14 +5,15 @@
 //!
 //! - A guest whose network is not up yet leaves the forwarded SYN unanswered, and it is sent again only
 //!   after 6 s and then every 12 s (`TCPTV_SRTTDFLT`, `TCPTV_REXMTMAX`; seen with QEMU 7.2: a connection
-//!   opened 0.5 s after QEMU started showed the banner 5 s after one opened when sshd was listening). So
-//!   while nothing has been heard, further connections follow at a fixed spacing, and few live at once.
+//!   opened 0.5 s after QEMU started showed the banner 5 s after one opened when sshd was listening).
 //! - A guest whose network is up but whose sshd is not answers with a reset, and the connection ends. From
 //!   then on the guest answers every SYN itself: one connection at a time, a short pause after each
 //!   refusal, and a connection that stays open has sshd at its other end and is waited on.
 //!
-//! Each connection a guest takes costs it a process, and a starved guest seconds: who can see from outside that one was taken
-//! says so ([`Sightings`]), and no other follows.
+//! Each connection a guest takes costs it a process, those that were given up in the meantime too, and a starved guest
+//! seconds. So who can see from outside how far the guest is says so ([`Sightings`]): no connection is opened before the
+//! guest's network is up, and none follows one that was taken. Without that, connections follow each other at a fixed
+//! spacing while nothing has been heard, and few live at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,12 +33,16 @@ use super::keys::fingerprint;
 use super::news::{AttemptClass, Attempts, SshNews};
 use super::ssh::{Connection, SshTarget};
 
-/// How long after a hint connections follow each other closely: the guest is seconds from showing its banner, and the
-/// first of them may still find its network down.
-const HINTED_FOR: Duration = Duration::from_secs(4);
+/// How long a guest that is watched from outside is left alone: in so long, one whose network does not come up has shown that
+/// the watch does not see it.
+const UNSEEN_PATIENCE: Duration = Duration::from_secs(15);
+/// How long after its network came up connections follow each other closely: the first may find no address there yet.
+const CLOSELY_FOR: Duration = Duration::from_secs(4);
 /// Time between two connections then, and how long one is kept.
-const HINTED_SPACING: Duration = Duration::from_millis(150);
-const HINTED_LIFETIME: Duration = Duration::from_millis(1_500);
+const CLOSE_SPACING: Duration = Duration::from_millis(250);
+const CLOSE_LIFETIME: Duration = Duration::from_millis(1_500);
+/// Time between two connections of which no one was taken, to a guest that has refused some: a frame was lost.
+const LOST_SPACING: Duration = Duration::from_secs(1);
 /// How much longer one is kept where the guest was seen to take one.
 const TAKEN_LIFETIME: Duration = Duration::from_secs(8);
 /// Time between two connections while the guest has not been heard of.
@@ -64,13 +69,20 @@ const REFUSAL_AGE_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Sightings {
     coming: Notify,
+    up: AtomicBool,
     taking: Notify,
     taken: AtomicBool,
 }
 
 impl Sightings {
-    /// The guest is seconds from answering (its console says so): connections follow each other closely for a while.
-    pub fn coming(&self) {
+    /// The guest's network is up: what is sent to it is answered, by a refusal or by sshd.
+    pub fn up(&self) {
+        self.up.store(true, Ordering::Release);
+        self.look();
+    }
+
+    /// Nobody can see from outside how far the guest is: it is looked for by connecting to it.
+    pub fn look(&self) {
         // Kept for a search that is just between two looks.
         self.coming.notify_one();
     }
@@ -272,10 +284,15 @@ pub(super) async fn until(
     let mut attempts = 0_u32;
     let mut heard = false;
     let mut last = "no banner".to_owned();
-    let mut next = started;
+    let watched = seen.is_some();
+    let mut next = if watched { started + UNSEEN_PATIENCE.mul_f64(pace) } else { started };
     let mut closely_until = started;
     loop {
-        let may_start = if heard { waiting.is_empty() } else { waiting.len() < OUTSTANDING_MAX };
+        let taken = seen.is_none_or(|seen| seen.taken.load(Ordering::Acquire));
+        let may_start = match heard {
+            true => waiting.is_empty() || (!taken && waiting.len() < OUTSTANDING_MAX),
+            false => waiting.len() < OUTSTANDING_MAX,
+        };
         let told = |which: fn(&Sightings) -> &Notify| async move {
             match seen {
                 Some(seen) => which(seen).notified().await,
@@ -283,7 +300,6 @@ pub(super) async fn until(
             }
         };
         let closely = Instant::now() < closely_until;
-        let pace = if closely { 1.0 } else { pace };
         tokio::select! {
             biased;
             () = sleep_until(end) => {
@@ -326,32 +342,39 @@ pub(super) async fn until(
                             heard = true;
                             // What else is open was made before the guest answered, and waits for a retransmission.
                             waiting.clear();
-                            next = Instant::now() + REFUSED_PAUSE.mul_f64(pace);
+                            next = Instant::now() + REFUSED_PAUSE;
                         }
-                        NoBanner::Local(_) => next = next.max(Instant::now() + REFUSED_PAUSE.mul_f64(pace)),
+                        NoBanner::Local(_) => next = next.max(Instant::now() + REFUSED_PAUSE),
                         NoBanner::Ended { .. } | NoBanner::Silent => {}
                     }
                 }
             },
             () = told(|seen| &seen.taking) => heard = true,
             () = told(|seen| &seen.coming) => {
-                // Those made before the guest's network was up wait for a retransmission seconds away.
-                if !heard {
-                    waiting.clear();
-                }
                 next = Instant::now();
-                closely_until = next + HINTED_FOR.mul_f64(target.patience.clamp(1.0, 4.0));
+                if seen.is_some_and(|seen| seen.up.load(Ordering::Acquire)) {
+                    // Those made before the guest's network was up wait for a retransmission seconds away.
+                    if !heard {
+                        waiting.clear();
+                    }
+                    closely_until = next + CLOSELY_FOR.mul_f64(pace);
+                }
             }
             () = sleep_until(next), if may_start => {
                 let lifetime = match attempts {
                     _ if heard => target.scaled(HEARD_LIFETIME),
                     n if n % PATIENT_EVERY == 0 => target.scaled(PATIENT_LIFETIME),
-                    _ if closely => HINTED_LIFETIME,
+                    _ if closely => CLOSE_LIFETIME,
                     _ => UNHEARD_LIFETIME.mul_f64(pace),
                 };
                 attempts = attempts.saturating_add(1);
                 waiting.push(banner(target, lifetime, seen));
-                next = Instant::now() + if closely { HINTED_SPACING } else { SPACING.mul_f64(pace) };
+                next = Instant::now()
+                    + match heard {
+                        true => LOST_SPACING,
+                        false if closely => CLOSE_SPACING,
+                        false => SPACING.mul_f64(pace),
+                    };
             }
         }
     }

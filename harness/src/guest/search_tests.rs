@@ -40,31 +40,51 @@ async fn a_guest_that_is_silent_at_first_is_found_without_a_storm() {
 }
 
 #[tokio::test]
-async fn a_hint_makes_it_look_at_once() {
-    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
-    // Attempts 1.6 s apart.
-    let (hint, connecting) = searching(&sshd, 4.0);
-    eventually("the first attempt", || sshd.accepted() == 1).await;
-    sshd.set(Door::Open);
-    let hinted = Instant::now();
-    hint.coming();
+async fn a_guest_that_is_watched_is_left_alone_until_its_network_is_up() {
+    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Open);
+    let (seen, connecting) = searching(&sshd, 4.0);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(sshd.accepted(), 0, "each would have cost the guest a process");
+    let told = Instant::now();
+    seen.up();
     connecting.await.unwrap().unwrap();
-    shorter_than(hinted, 1_000, "a hinted connection");
+    shorter_than(told, 1_000, "a connection to a guest that is up");
+    assert_eq!(sshd.accepted(), 1);
 }
 
 #[tokio::test]
-async fn after_a_hint_connections_follow_closely() {
+async fn a_guest_that_cannot_be_watched_is_looked_for_at_once() {
+    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Open);
+    let (seen, connecting) = searching(&sshd, 4.0);
+    let told = Instant::now();
+    seen.look();
+    connecting.await.unwrap().unwrap();
+    shorter_than(told, 1_000, "a connection to a guest nobody sees");
+}
+
+/// Time passes by itself where nothing else happens: no second is waited for here.
+#[tokio::test(start_paused = true)]
+async fn a_guest_whose_network_is_never_seen_is_looked_for_all_the_same() {
+    let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
+    let began = tokio::time::Instant::now();
+    let (_seen, connecting) = searching(&sshd, 1.0);
+    eventually("a connection", || sshd.accepted() >= 1).await;
+    assert!(began.elapsed() >= Duration::from_secs(15), "{:?}", began.elapsed());
+    connecting.abort();
+}
+
+#[tokio::test]
+async fn once_it_is_up_connections_follow_closely() {
     let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
     // Attempts 1.6 s apart.
-    let (hint, connecting) = searching(&sshd, 4.0);
-    eventually("the first attempt", || sshd.accepted() == 1).await;
-    hint.coming();
-    // The network behind the port is up only after the connection made at the hint.
-    eventually("the hinted attempt", || sshd.accepted() >= 2).await;
+    let (seen, connecting) = searching(&sshd, 4.0);
+    seen.up();
+    // The address behind the port is there only after the first connection.
+    eventually("the first attempt", || sshd.accepted() >= 1).await;
     sshd.set(Door::Open);
     let open = Instant::now();
     connecting.await.unwrap().unwrap();
-    shorter_than(open, 1_000, "a connection closely after the hint");
+    shorter_than(open, 1_000, "a connection closely after the first");
 }
 
 #[tokio::test]
@@ -85,7 +105,7 @@ async fn a_guest_that_never_answers_is_unreachable_at_the_deadline() {
 async fn a_guest_seen_to_take_a_connection_is_given_time_and_no_other() {
     let sshd = Sshd::start_with(generate_ed25519("h").unwrap(), Door::Silent);
     let (seen, connecting) = searching(&sshd, sshd.target().patience);
-    seen.coming();
+    seen.up();
     eventually("connections that follow closely", || sshd.accepted() >= 3).await;
     seen.taken();
     // What was on its way arrives; ten more would follow in the time that is looked at.

@@ -31,11 +31,10 @@ use verdict::{Attribution, Classifier, Evidence, Fatal, Source, UnitRestarts};
 
 pub use clock::GuestClock;
 use log::{Bursts, EvidenceLog};
-use tail::ConsoleWatch;
 
 use crate::event::{EventKind, EventSink};
 use crate::exit::Blame;
-use crate::guest::{Guest, JournalEntry, NewsSink, Sightings};
+use crate::guest::{Guest, JournalEntry, NewsSink};
 use crate::lab::alarm::{Alarm, AlarmBell};
 use crate::lab::sampler::{HostSampler, HostSeen, VcpuThreads};
 use crate::record::RunDir;
@@ -243,18 +242,10 @@ impl EvidencePump {
         self.tasks.spawn(journal::follow(guest, file, Arc::clone(&self.shared)));
     }
 
-    /// Follows a console's file. `sightings` are told when the console shows `seed_ok_mark`: the guest is
-    /// seconds from answering elsewhere.
-    pub fn follow_console(
-        &mut self,
-        node: String,
-        file: Utf8PathBuf,
-        seed_ok_mark: &'static str,
-        seed_failed_mark: &'static str,
-        sightings: Arc<Sightings>,
-    ) {
-        let watch = ConsoleWatch { seed_ok_mark, seed_failed_mark, sightings };
-        self.files.spawn(tail::follow(node, file, Source::console(), Some(watch), Arc::clone(&self.shared)));
+    /// Follows a console's file. A line with `seed_failed_mark` is the guest's end.
+    pub fn follow_console(&mut self, node: String, file: Utf8PathBuf, seed_failed_mark: &'static str) {
+        let shared = Arc::clone(&self.shared);
+        self.files.spawn(tail::follow(node, file, Source::console(), Some(seed_failed_mark), shared));
     }
 
     /// Follows QEMU's standard error.

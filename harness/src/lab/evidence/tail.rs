@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use verdict::{Evidence, Source};
 
 use super::Shared;
-use crate::guest::Sightings;
 use crate::lab::alarm::Alarm;
 use crate::redact::redact;
 
@@ -23,22 +22,12 @@ const LINE_BYTES: usize = 8 * 1024;
 /// Looks at the end, for what was written last.
 const LAST_LOOKS: usize = 64;
 
-/// What is done with a console's lines besides taking them as evidence.
-pub(super) struct ConsoleWatch {
-    /// Says that the guest could not unpack its seed.
-    pub(super) seed_failed_mark: &'static str,
-    /// What a guest prints when it has unpacked its seed.
-    pub(super) seed_ok_mark: &'static str,
-    /// Told when it does.
-    pub(super) sightings: Arc<Sightings>,
-}
-
-/// Follows a file until the evidence is closed. One that cannot be read warns once; it is looked at again all the same.
+/// Follows a file until the evidence is closed; a line with the mark says that the guest could not unpack its seed. One that cannot be read warns once; it is looked at again all the same.
 pub(super) async fn follow(
     node: String,
     path: Utf8PathBuf,
     source: Source,
-    console: Option<ConsoleWatch>,
+    seed_failed_mark: Option<&'static str>,
     shared: Arc<Shared>,
 ) {
     let mut tail = Tail::new(path);
@@ -62,26 +51,23 @@ pub(super) async fn follow(
             if lines.is_empty() {
                 break;
             }
-            take(&node, &source, console.as_ref(), &shared, lines);
+            take(&node, &source, seed_failed_mark, &shared, lines);
         }
         if last {
             // What it broke off in is often the line that counts.
             let rest = std::mem::take(&mut tail.partial);
             if !rest.is_empty() {
                 let rest = String::from_utf8_lossy(&rest).into_owned();
-                take(&node, &source, console.as_ref(), &shared, vec![rest]);
+                take(&node, &source, seed_failed_mark, &shared, vec![rest]);
             }
             return;
         }
     }
 }
 
-fn take(node: &str, source: &Source, console: Option<&ConsoleWatch>, shared: &Shared, lines: Vec<String>) {
+fn take(node: &str, source: &Source, seed_failed_mark: Option<&str>, shared: &Shared, lines: Vec<String>) {
     for line in lines {
-        if let Some(console) = console.filter(|console| line.contains(console.seed_ok_mark)) {
-            console.sightings.coming();
-        }
-        if let Some(at) = console.and_then(|console| line.find(console.seed_failed_mark)) {
+        if let Some(at) = seed_failed_mark.and_then(|mark| line.find(mark)) {
             shared.bell.ring(Alarm::seed_failed(node, &line[at..]));
         }
         let line = redact(&line).into_owned();

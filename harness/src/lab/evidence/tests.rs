@@ -66,7 +66,7 @@ async fn a_console_that_cannot_be_read_warns_once_and_what_qemu_says_last_is_rea
     let console = bench.record.path().join("no-such-folder/console.log");
     let stderr = bench.record.path().join("qemu.log");
     std::fs::write(&stderr, "").unwrap();
-    bench.pump.follow_console("server-1".to_owned(), console, "all is well", "mark", Arc::new(Sightings::default()));
+    bench.pump.follow_console("server-1".to_owned(), console, "mark");
     bench.pump.follow_qemu("server-1".to_owned(), stderr.clone());
     tokio::time::sleep(Duration::from_millis(350)).await;
     let warnings = bench.warnings();
