@@ -1,13 +1,13 @@
 //! Random kills: a run ended at any moment leaves nothing, and the next one passes. `ci/soak` is the long campaign.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use harness::lab::ledger::Ledger;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -324,13 +324,8 @@ impl Ground {
         let mut left = entries(&self.bench.path().join("state/labs"));
         left.extend(entries(&self.runtime.path().join("harness")));
         let mut trouble: Vec<String> = left.iter().map(|path| format!("{} is left", path.display())).collect();
-        let claims = self.runtime.path().join("ledger").join(nix::unistd::geteuid().to_string());
-        for claim in entries(&claims) {
-            let file = File::open(&claim).unwrap();
-            if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err() {
-                trouble.push(format!("{} of the ledger is still in force", claim.display()));
-            }
-        }
+        let ledger = Ledger::at(camino::Utf8Path::from_path(&self.runtime.path().join("ledger")).unwrap());
+        trouble.extend(ledger.living().unwrap().iter().map(|claim| format!("in the ledger, {claim} still lives")));
         trouble
     }
 }

@@ -1,7 +1,7 @@
-//! The ledger's files. Whoever has a [`Book`] has the ledger's lock.
+//! The ledger's files. Whoever has a [`Book`] has this user's lock, and the one of all users where that could be had.
 //!
-//! In a user's folder `lock` is that user's own; `NUMBER-LAB` is a claim, NUMBER counting up with every claim that is made
-//! by anybody.
+//! In a user's folder `lock` is that user's own; `NUMBER-LAB` is a claim, NUMBER being one more than those of all living
+//! claims that were seen when it was made.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use super::lock::{Held, is_held};
 use super::{Claim, Entry, Ledger, LedgerError, MAX_CLAIMS, place};
 
 /// Largest file that can be a claim.
@@ -53,7 +54,7 @@ pub struct Ticket {
     number: u64,
     path: Utf8PathBuf,
     entry: Entry,
-    lock: Flock<File>,
+    file: Held,
 }
 
 impl Ticket {
@@ -70,7 +71,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // First the name, then (with the file) the lock: whoever is woken by the lock finds the claim gone.
+        // First the name, then, with the file, its lock: whoever is woken by the lock finds the claim gone.
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -79,7 +80,7 @@ impl Drop for Ticket {
     }
 }
 
-/// The ledger, locked.
+/// The ledger, locked against this user's other processes, and as a rule against everybody's ([`place::common_lock`]).
 pub(super) struct Book {
     root: Utf8PathBuf,
     dir: Utf8PathBuf,
@@ -90,7 +91,8 @@ pub(super) struct Book {
 }
 
 impl Book {
-    /// Takes the ledger's lock. Blocks while another process has it, which is for milliseconds.
+    /// Takes the ledger's locks. Blocks while another process of this user has them, which is for milliseconds, and while
+    /// one of another user has, for no longer than that is waited for.
     pub(super) fn open(ledger: &Ledger) -> Result<Self, LedgerError> {
         let Ledger { root, own: dir } = ledger;
         place::prepare(root, dir)?;
@@ -129,19 +131,18 @@ impl Book {
             };
             let mut text = String::new();
             let read = (&mut file).take(MAX_CLAIM_BYTES).read_to_string(&mut text);
-            match Flock::lock(file, FlockArg::LockSharedNonblock) {
-                // Nobody holds it: whoever made it is gone. Nothing but a claim is ever removed, whatever folder stands here.
-                Ok(_) if read.is_ok() && is_claim(&path, &text) => remove(&path)?,
-                Ok(_) => {}
-                Err((_, Errno::EWOULDBLOCK)) => {
-                    read.map_err(|source| io_error("reading", &path, source))?;
-                    let mut entry: Entry = serde_json::from_str(&text)
-                        .map_err(|error| io_error("understanding", &path, io::Error::other(error)))?;
-                    entry.user = None;
-                    living.push(Claimed { number, path, entry, user: self.user });
+            if !is_held(&file).map_err(|source| io_error("asking for the lock of", &path, source))? {
+                // Whoever made it is gone. Nothing but a claim is ever removed, whatever folder stands here.
+                if read.is_ok() && is_claim(&path, &text) {
+                    remove(&path)?;
                 }
-                Err((_, errno)) => return Err(io_error("locking", &path, errno.into())),
+                continue;
             }
+            read.map_err(|source| io_error("reading", &path, source))?;
+            let mut entry: Entry = serde_json::from_str(&text)
+                .map_err(|error| io_error("understanding", &path, io::Error::other(error)))?;
+            entry.user = None;
+            living.push(Claimed { number, path, entry, user: self.user });
         }
         Ok(living)
     }
@@ -154,14 +155,13 @@ impl Book {
         let number = last.unwrap_or(0) + 1;
         let path = self.dir.join(format!("{number:010}-{}", claim.lab));
         let file = open_claim(&path, true).map_err(|source| io_error("making", &path, source))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| io_error("locking", &path, errno.into()))?;
+        let file = Held::take(file).map_err(|source| io_error("locking", &path, source))?;
         // Whatever the umask: other users have to be able to read it.
-        lock.set_permissions(fs::Permissions::from_mode(0o644))
+        file.set_permissions(fs::Permissions::from_mode(0o644))
             .map_err(|source| io_error("setting the mode of", &path, source))?;
         let (pid, since) = (std::process::id(), Timestamp::now());
         let entry = Entry { claim, admitted, pid, since, memory_used_mib: 0, user: None };
-        let mut ticket = Ticket { number, path, entry, lock };
+        let mut ticket = Ticket { number, path, entry, file };
         self.write(&mut ticket)?;
         Ok(ticket)
     }
@@ -172,11 +172,12 @@ impl Book {
         self.write(ticket)
     }
 
-    /// In place: a new file would have to be locked anew. Nobody reads while this ledger's lock is held.
+    /// In place: a new file would have to be locked anew. Who reads without the ledger's locks (who has claimed nothing, who
+    /// has waited for the common one in vain) may see half of it, and ignores it this once.
     fn write(&self, ticket: &mut Ticket) -> Result<(), LedgerError> {
         let io = |source| io_error("writing", &ticket.path, source);
         let bytes = serde_json::to_vec(&ticket.entry).map_err(|error| io(io::Error::other(error)))?;
-        let file: &mut File = &mut ticket.lock;
+        let file: &mut File = &mut ticket.file;
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&bytes)).map_err(io)
     }
 }
@@ -196,8 +197,8 @@ pub(super) fn with_others(mut living: Vec<Claimed>, root: &Utf8Path, own: &Utf8P
     living
 }
 
-/// Another user's claims of the living. What is not as it should be is ignored with a warning: nobody's mistake, or spite,
-/// keeps others from their own labs.
+/// Another user's claims of the living. What is not as it should be is ignored with a warning: what can be claimed is what
+/// a lab can ask for, and makes others wait for no longer than they are willing to.
 fn living_of(user: u32, folder: &Utf8Path) -> Vec<Claimed> {
     let entries = folder.read_dir_utf8().into_iter().flatten().filter_map(Result::ok);
     let named = entries.filter_map(|entry| Some((number_of(entry.file_name())?, entry.into_path())));
@@ -219,11 +220,9 @@ fn foreign(user: u32, number: u64, path: &Utf8Path) -> io::Result<Option<Entry>>
     let mut file = place::open_of(user, path)?;
     let mut text = String::new();
     let read = (&mut file).take(MAX_CLAIM_BYTES).read_to_string(&mut text);
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+    if !is_held(&file)? {
         // It is the owner's to remove.
-        Ok(_) => return Ok(None),
-        Err((_, Errno::EWOULDBLOCK)) => {}
-        Err((_, errno)) => return Err(errno.into()),
+        return Ok(None);
     }
     read?;
     let mut entry: Entry = serde_json::from_str(&text)?;

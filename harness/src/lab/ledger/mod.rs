@@ -1,10 +1,10 @@
 //! The ledger of what living labs have taken of this machine: vCPUs and memory (FM-5, and what follows from it, FM-1).
 //!
 //! Every lab, before it starts anything, claims what its plan asks for. A claim is admitted, waits for other labs to
-//! end, or is refused where waiting cannot help. It is one file in the ledger's folder, locked (flock(2)) for as long as
-//! its owner lives: however an owner ends, its claim ends with it, and those that wait for it are woken by the kernel.
-//! Whoever reads or changes the ledger holds the folder's own lock, for milliseconds. All users of a host share it; see
-//! `place.rs` for what one user's claims are to another.
+//! end, or is refused where waiting cannot help. It is one file in the ledger's folder, locked (`lock.rs`) for as long
+//! as its owner lives: however an owner ends, its claim ends with it, and those that wait for it are woken by the kernel.
+//! Whoever changes the ledger holds its locks, for milliseconds. All users of a host share it; see `place.rs` for what one
+//! user's claims are to another.
 //!
 //! Claims are admitted in the order they came: a small lab does not pass a large one that waits, or the large one would
 //! wait for ever. What cannot be foreseen is left to the plan's warning: a lab that is alone is never made to wait for
@@ -12,6 +12,7 @@
 
 mod book;
 mod decide;
+mod lock;
 mod place;
 #[cfg(test)]
 mod tests;

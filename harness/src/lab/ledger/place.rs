@@ -2,22 +2,28 @@
 //!
 //! ```text
 //! /tmp/harness-ledger/          anybody's to add to (mode 1777)
-//! /tmp/harness-ledger/lock      held, for milliseconds, by whoever reads and changes the ledger
+//! /tmp/harness-ledger/lock      held, for milliseconds, by whoever changes the ledger
 //! /tmp/harness-ledger/UID/      one user's claims; others read them
 //! ```
 //!
-//! Nobody has to trust anybody: what another user has is read and never written, only where it belongs to whom it says,
-//! through no link, within bounds. The common lock keeps two claims made at once from missing each other; one who never
-//! gives it back holds up others for [`COMMON_LOCK_MAX`] and no longer.
+//! What another user has is read and never written, only where it belongs to whom it says, through no link, within bounds.
+//! So nobody can lose a file, or find another's claims to be their own. What users can do to each other is this:
+//!
+//! - claim what a lab can ask for, and have others wait for it, for as long as these are willing to;
+//! - keep the common lock, which two claims made at once see each other by: others wait [`COMMON_LOCK_MAX`] at every
+//!   look, and go on without it;
+//! - who made the folder of all users can, as its owner, move others' folders out of it: their labs are not seen then.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
 
 use super::LedgerError;
 use super::book::{io_error, lock_blocking};
@@ -55,40 +61,74 @@ pub(super) fn prepare(root: &Utf8Path, own: &Utf8Path) -> Result<(), LedgerError
 }
 
 /// Makes a folder of this mode, whatever the umask; one that is there must be a folder and no link.
+///
+/// It gets its name once it has its mode: whoever is killed in between, or comes meanwhile, leaves and finds no folder that
+/// others cannot use.
 fn make(path: &Utf8Path, mode: u32) -> Result<(), LedgerError> {
-    match DirBuilder::new().mode(mode & 0o755).create(path) {
-        // By the open folder and not by its name, which the owner of the folder above it may give to something else.
-        Ok(()) => OpenOptions::new()
-            .read(true)
-            .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
-            .open(path)
-            .and_then(|folder| folder.set_permissions(Permissions::from_mode(mode)))
-            .map_err(|source| io_error("setting the mode of", path, source)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let meta = fs::symlink_metadata(path).map_err(|source| io_error("looking at", path, source))?;
-            if meta.is_dir() {
-                return Ok(());
-            }
-            let why = io::Error::new(io::ErrorKind::NotADirectory, format!("it is no folder (another: {LEDGER_ENV})"));
-            Err(io_error("taking into use", path, why))
+    if is_folder(path)? {
+        return Ok(());
+    }
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io_error("making the folder", path, io::ErrorKind::InvalidInput.into()));
+    };
+    let making = |source| io_error("making the folder", path, source);
+    let staged = tempfile::Builder::new().prefix(&format!(".{name}.")).tempdir_in(above).map_err(making)?;
+    // By the open folder and not by its name, which the owner of the folder above it may give to something else.
+    OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+        .open(staged.path())
+        .and_then(|folder| folder.set_permissions(Permissions::from_mode(mode)))
+        .map_err(|source| io_error("setting the mode of", path, source))?;
+    match rename_where_nothing_is(staged.path(), path.as_std_path()) {
+        Ok(()) => {
+            // It is no longer there to be removed.
+            let _ = staged.keep();
+            Ok(())
         }
-        Err(source) => Err(io_error("making the folder", path, source)),
+        // Somebody was quicker.
+        Err(_) if is_folder(path)? => Ok(()),
+        Err(source) => Err(making(source)),
     }
 }
 
-/// The lock of all users; `None`, with a warning, where it cannot be had. A lock needs no right to write.
+fn rename_where_nothing_is(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // Not every file system can do that (rename(2)); without it, what is replaced can be nothing but an empty folder.
+        Err(Errno::EINVAL) => fs::rename(from, to),
+        renamed => Ok(renamed?),
+    }
+}
+
+/// Whether there is a folder of that name.
+///
+/// # Errors
+/// Where there is something else.
+fn is_folder(path: &Utf8Path) -> Result<bool, LedgerError> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => Ok(true),
+        Ok(_) => {
+            let why = io::Error::new(io::ErrorKind::NotADirectory, format!("it is no folder (another: {LEDGER_ENV})"));
+            Err(io_error("taking into use", path, why))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(io_error("looking at", path, source)),
+    }
+}
+
+/// The lock of all users; `None`, with a warning, where it cannot be had. flock(2), as it is nobody's more than another's:
+/// it needs no right to write.
 pub(super) fn common_lock(root: &Utf8Path) -> Option<Flock<File>> {
     let path = root.join("lock");
     let given_up = |why: String| {
         tracing::warn!(%path, why, "labs of other users that start at this moment may not be seen");
         None
     };
-    let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path);
-    let file = match made {
-        // Whatever the umask: others have to be able to open it.
-        Ok(file) => file.set_permissions(Permissions::from_mode(0o644)).map(|()| file),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open_plain(&path),
-        Err(error) => Err(error),
+    let file = match open_plain(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_lock(root, &path).and_then(|()| open_plain(&path))
+        }
+        opened => opened,
     };
     let file = match file {
         Ok(file) => file,
@@ -102,6 +142,16 @@ pub(super) fn common_lock(root: &Utf8Path) -> Option<Flock<File>> {
         Ok(Ok(Ok(lock))) => Some(lock),
         Ok(Ok(Err(error))) | Err(error) => given_up(error.to_string()),
         Ok(Err(_)) => given_up(format!("another process has kept it for {} s", COMMON_LOCK_MAX.as_secs())),
+    }
+}
+
+/// Makes the file of the lock of all users. As with [`make`], it has its name once everybody can open it.
+fn make_lock(root: &Utf8Path, path: &Utf8Path) -> io::Result<()> {
+    let staged = tempfile::Builder::new().prefix(".lock.").tempfile_in(root)?;
+    staged.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    match staged.persist_noclobber(path) {
+        Err(failed) if failed.error.kind() != io::ErrorKind::AlreadyExists => Err(failed.error),
+        _ => Ok(()),
     }
 }
 

@@ -234,6 +234,22 @@ async fn the_claim_of_a_dead_owner_is_void_and_removed() {
     assert!(!left.exists());
 }
 
+/// Who can read a claim can lock it as readers can.
+#[tokio::test]
+async fn no_reader_keeps_a_dead_claim_alive() {
+    let fixture = Fixture::new();
+    drop(fixture.admit("a", 1, Duration::ZERO).await.unwrap());
+    let left = fixture.ledger.own.join("0000000007-dead");
+    let mut dead = entry("dead", 4, 100, true);
+    dead.pid = std::process::id();
+    std::fs::write(&left, serde_json::to_string(&dead).unwrap()).unwrap();
+    let reader = std::fs::File::open(&left).unwrap();
+    reader.lock().unwrap();
+    assert!(elsewhere(&fixture).living().unwrap().is_empty(), "to other users");
+    fixture.admit("b", 4, Duration::ZERO).await.unwrap();
+    assert!(!left.exists());
+}
+
 /// The owner of the folder above may put another of this user's folders in the place of the ledger's.
 #[tokio::test]
 async fn nothing_but_a_claim_is_ever_removed() {
@@ -263,7 +279,7 @@ async fn a_number_that_another_user_has_run_up_is_not_gone_on_from() {
     let mut high = entry("high", 1, 100, true);
     high.pid = std::process::id();
     std::fs::write(&run_up, serde_json::to_string(&high).unwrap()).unwrap();
-    let _held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+    let _held = lock::Held::take(file).unwrap();
     let mine = elsewhere(&fixture).admit(claim("mine", 1, 100), Policy::default(), || HOST, |_| ()).await.unwrap();
     assert_eq!(mine.number(), 2);
 }
@@ -275,14 +291,10 @@ async fn the_death_of_an_owner_wakes_who_waits() {
     std::fs::create_dir_all(&fixture.ledger.own).unwrap();
     let file = fixture.ledger.own.join("0000000001-other");
     std::fs::write(&file, serde_json::to_string(&entry("other", 4, 100, true)).unwrap()).unwrap();
-    let mut owner = std::process::Command::new("flock")
-        .args(["--exclusive", "--no-fork", file.as_str(), "sh", "-c", "echo locked; exec sleep 600"])
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut locked = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(owner.stdout.take().unwrap()), &mut locked).unwrap();
-    assert_eq!(locked, "locked\n");
+    // A lock belongs to the open file, which is the child's alone as soon as that is started.
+    let locked = std::fs::File::options().write(true).open(&file).unwrap();
+    lock::lock(&locked).unwrap();
+    let mut owner = std::process::Command::new("sleep").arg("600").stdin(locked).spawn().unwrap();
     let (note, waiting) = told();
     let ledger = fixture.ledger.clone();
     let waiter = tokio::spawn(async move { ledger.admit(claim("b", 4, 100), Policy::default(), || HOST, note).await });
@@ -382,9 +394,8 @@ async fn what_another_user_cannot_mean_is_ignored() {
     let mut claim = |name: &str, text: &str| {
         let path = fixture.ledger.own.join(name);
         std::fs::write(&path, text).unwrap();
-        let file = std::fs::File::open(&path).unwrap();
-        file.lock().unwrap();
-        locks.push(file);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        locks.push(lock::Held::take(file).unwrap());
     };
     claim("0000000002-plain", &with(&|_| ()));
     claim("0000000003-greedy", &with(&|value| value["vcpus"] = 4_000_000.into()));
@@ -430,4 +441,32 @@ fn a_folder_that_is_no_folder_is_an_error_that_names_the_way_out() {
     let error = book::Book::open(&Ledger::at(&base.join("ledger"))).err().unwrap();
     let text = crate::error::chain_of(&error).join(": ");
     assert!(text.contains("it is no folder") && text.contains(LEDGER_ENV), "{text}");
+}
+
+/// What a process that was killed between two steps leaves must not keep others out for good.
+#[test]
+fn a_folder_has_its_mode_as_soon_as_it_has_its_name() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let base = tempfile::tempdir().unwrap();
+    let base = Utf8Path::from_path(base.path()).unwrap();
+    for _ in 0..50 {
+        let ledger = Ledger::at(&base.join("ledger"));
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_secs(10) {
+                    if let Ok(meta) = std::fs::metadata(&ledger.root) {
+                        return meta.permissions().mode() & 0o7777;
+                    }
+                }
+                panic!("no folder was made")
+            });
+            let makers = [(); 2].map(|()| scope.spawn(|| book::Book::open(&ledger).map(drop).unwrap()));
+            makers.into_iter().for_each(|maker| maker.join().unwrap());
+            assert_eq!(watcher.join().unwrap(), 0o1777);
+        });
+        let left: Vec<_> = base.read_dir_utf8().unwrap().map(|entry| entry.unwrap().into_path()).collect();
+        assert_eq!(left, std::slice::from_ref(&ledger.root), "staged folders are left");
+        std::fs::remove_dir_all(&ledger.root).unwrap();
+    }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use camino::Utf8Path;
-use nix::fcntl::FlockArg;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::book::{Book, Claimed, io_error, lock_blocking};
+use super::book::{Book, Claimed, io_error};
+use super::lock::wait_while_held;
 use super::{Claim, Decision, Entry, Host, Ledger, LedgerError, Obstacle, Policy, Ticket, decide};
 
 /// What a look at the ledger came to.
@@ -114,7 +114,7 @@ fn watch(claimed: Claimed, ended: mpsc::Sender<()>) -> Result<(), LedgerError> {
         let path = &claimed.path;
         if let Ok(file) = claimed.open() {
             // A lock that cannot be waited for is looked at again, no oftener than something else ends.
-            if let Err(error) = lock_blocking(file, FlockArg::LockShared) {
+            if let Err(error) = wait_while_held(&file) {
                 tracing::warn!(%path, %error, "the end of a lab cannot be waited for");
                 return;
             }
