@@ -138,7 +138,7 @@ fn bad() -> Seen {
         admitted: true,
         pid: 4242,
         since: Timestamp::UNIX_EPOCH,
-        memory_used_mib: 1000,
+        memory_used_mib: Some(1000),
         user: None,
     }];
     seen.folders[0].free_mib = Some(1_500);

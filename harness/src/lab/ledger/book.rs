@@ -160,7 +160,7 @@ impl Book {
         file.set_permissions(fs::Permissions::from_mode(0o644))
             .map_err(|source| io_error("setting the mode of", &path, source))?;
         let (pid, since) = (std::process::id(), Timestamp::now());
-        let entry = Entry { claim, admitted, pid, since, memory_used_mib: 0, user: None };
+        let entry = Entry { claim, admitted, pid, since, memory_used_mib: None, user: None };
         let mut ticket = Ticket { number, path, entry, file };
         self.write(&mut ticket)?;
         Ok(ticket)
@@ -191,7 +191,8 @@ pub(super) fn with_others(mut living: Vec<Claimed>, root: &Utf8Path, own: &Utf8P
     if !living.is_empty() {
         let taken = rss_mib_by_parent();
         for claimed in &mut living {
-            claimed.entry.memory_used_mib = taken.get(&claimed.entry.pid).copied().unwrap_or(0);
+            let pid = claimed.entry.pid;
+            claimed.entry.memory_used_mib = user_of(pid).map(|_| taken.get(&pid).copied().unwrap_or(0));
         }
     }
     living
@@ -300,8 +301,7 @@ fn remove(path: &Utf8Path) -> Result<(), LedgerError> {
 
 /// Memory that the children of each process have taken: the sum of their `VmRSS` (proc_pid_status(5)), by parent. QEMU
 /// is a direct child of its harness and a guest's memory is nobody else's, so this is what a lab has taken of what it was
-/// promised. A harness that cannot be seen, as in another PID namespace, has none: all of its promise counts as still
-/// to come.
+/// promised.
 fn rss_mib_by_parent() -> BTreeMap<u32, u64> {
     let mut kib_by_parent: BTreeMap<u32, u64> = BTreeMap::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);

@@ -115,10 +115,13 @@ pub fn decide(claim: &Claim, before: &[Entry], host: Host, policy: Policy) -> De
 /// Decides with everybody else who counts admitted.
 fn one(claim: &Claim, living: &[&Entry], host: Host, policy: Policy) -> Decision {
     let asked_mib = claim.memory_mib;
-    let used: u64 = living.iter().map(|entry| entry.memory_used_mib).sum();
-    let promised: u64 = living.iter().map(|entry| entry.claim.memory_mib.saturating_sub(entry.memory_used_mib)).sum();
+    let used = |entry: &Entry| entry.memory_used_mib.unwrap_or(0);
+    let promised: u64 = living.iter().map(|entry| entry.claim.memory_mib.saturating_sub(used(entry))).sum();
     if host.memory_available_mib > 0 {
-        let to_be_had_mib = host.memory_available_mib + used;
+        // One whose processes cannot be seen may have taken nothing yet, or all of it.
+        let freed =
+            |entry: &&Entry| entry.memory_used_mib.unwrap_or(if entry.admitted { entry.claim.memory_mib } else { 0 });
+        let to_be_had_mib = host.memory_available_mib + living.iter().map(freed).sum::<u64>();
         if asked_mib > to_be_had_mib {
             return Decision::Refuse(Obstacle::TooLittleMemory { asked_mib, to_be_had_mib });
         }

@@ -61,9 +61,10 @@ pub struct Entry {
     pub pid: u32,
     /// When it was entered.
     pub since: Timestamp,
-    /// How much of its memory its VMs have already taken.
-    #[serde(default)]
-    pub memory_used_mib: u64,
+    /// How much of its memory its VMs have already taken; none where its processes cannot be seen, as another user's under
+    /// `hidepid` (proc(5)) or in another PID namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_used_mib: Option<u64>,
     /// The other user it is of; none where it is this user's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,

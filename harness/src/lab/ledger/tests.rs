@@ -14,7 +14,7 @@ fn claim(lab: &str, vcpus: u32, memory_mib: u64) -> Claim {
 
 fn entry(lab: &str, vcpus: u32, memory_mib: u64, admitted: bool) -> Entry {
     let since = Timestamp::UNIX_EPOCH;
-    Entry { claim: claim(lab, vcpus, memory_mib), admitted, pid: 1, since, memory_used_mib: 0, user: None }
+    Entry { claim: claim(lab, vcpus, memory_mib), admitted, pid: 1, since, memory_used_mib: Some(0), user: None }
 }
 
 fn decided(asked: &Claim, before: &[Entry]) -> Decision {
@@ -56,10 +56,29 @@ fn memory_promised_to_others_is_waited_for() {
         Decision::Wait(Obstacle::MemoryPromised { left_mib: 4_000, .. })
     ));
     // What it has taken is no longer available, and promised no more.
-    other.memory_used_mib = 6_000;
+    other.memory_used_mib = Some(6_000);
     assert_eq!(decided(&claim("b", 1, 10_000), &[other.clone()]), Decision::Admit);
     assert!(matches!(decided(&claim("b", 1, 12_000), &[other.clone()]), Decision::Wait(_)));
     assert!(matches!(decided(&claim("b", 1, 16_001), &[other]), Decision::Refuse(_)));
+}
+
+/// `hidepid`: whether the memory that is missing is what that lab has taken is not known.
+#[test]
+fn a_lab_that_cannot_be_seen_is_waited_for() {
+    let mut other = entry("a", 1, 6_000, true);
+    other.memory_used_mib = None;
+    let before = std::slice::from_ref(&other);
+    assert_eq!(decided(&claim("b", 1, 4_000), before), Decision::Admit);
+    for memory_mib in [4_001, 10_001, 16_000] {
+        assert!(matches!(
+            decided(&claim("b", 1, memory_mib), before),
+            Decision::Wait(Obstacle::MemoryPromised { left_mib: 4_000, .. })
+        ));
+    }
+    assert!(matches!(decided(&claim("b", 1, 16_001), before), Decision::Refuse(_)));
+    // One that waits has taken nothing.
+    other.admitted = false;
+    assert!(matches!(decided(&claim("b", 1, 10_001), &[other]), Decision::Refuse(_)));
 }
 
 #[test]
@@ -342,7 +361,7 @@ async fn the_memory_of_a_living_lab_is_seen_by_its_children() {
         .unwrap();
     let mut ready = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut ready).unwrap();
-    let used = fixture.ledger.living().unwrap()[0].memory_used_mib;
+    let used = fixture.ledger.living().unwrap()[0].memory_used_mib.unwrap();
     drop(child.stdin.take());
     child.wait().unwrap();
     assert!(used >= 48, "{used}");
