@@ -28,10 +28,13 @@ fn next(text: &str) -> Option<(usize, usize, usize)> {
         (hex >= HASH_DIGITS_MIN).then(|| (at, 0, value_end(text, at)))
     });
     let keyed = KEYS.iter().filter_map(|key| {
-        let at = text.find(key)?;
-        let end = value_end(text, at + key.len());
-        let value = &text[at + key.len()..end];
-        (!value.is_empty() && value != REDACTED && !value.starts_with(REDACTED)).then_some((at, key.len(), end))
+        text.match_indices(key).find_map(|(at, _)| {
+            let end = value_end(text, at + key.len());
+            let value = &text[at + key.len()..end];
+            // `open /…/server/token: no such file`: what follows a file's name is no token, but what was wrong with it.
+            let is_path = text[..at].ends_with('/');
+            (!is_path && !value.is_empty() && !value.starts_with(REDACTED)).then_some((at, key.len(), end))
+        })
     });
     hashed.into_iter().chain(keyed).min_by_key(|found| found.0 + found.1)
 }
@@ -55,5 +58,16 @@ mod tests {
         );
         assert_eq!(tokens("K3S_TOKEN=abc"), "K3S_TOKEN=[redacted]");
         assert_eq!(tokens("encrypted with different token"), "encrypted with different token");
+        assert_eq!(tokens("token: \"\", token: abc"), "token: \"\", token: [redacted]");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_of_tokens_is_shown_and_what_is_in_it_is_not() {
+        let full = "write /var/lib/rancher/k3s/server/token: No space left on device (os error 28)";
+        assert_eq!(tokens(full), full);
+        let both = "open /etc/rancher/token: no such file; config.yaml:3: token: hunter2";
+        assert_eq!(tokens(both), "open /etc/rancher/token: no such file; config.yaml:3: token: [redacted]");
+        let hashed = format!("/var/lib/rancher/k3s/server/token: K10{}::server:abc", "a".repeat(64));
+        assert_eq!(tokens(&hashed), "/var/lib/rancher/k3s/server/token: [redacted]");
     }
 }
