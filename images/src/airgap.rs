@@ -4,13 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::download::{OnEvent, Options};
 use crate::downloads::Lease;
 use crate::k3s::{K3sError, K3sSource, host_release};
 use crate::payload::GuestFile;
 use crate::release::is_version;
+use crate::scalar::{scalar, version_pattern};
 
 /// Where k3s looks for images to import before it asks a registry (k3s documentation, "Air-Gap Install").
 pub const GUEST_IMAGES_DIR: &str = "/var/lib/rancher/k3s/agent/images";
@@ -124,33 +124,12 @@ impl fmt::Display for AirgapImages {
     }
 }
 
-impl schemars::JsonSchema for AirgapImages {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "AirgapImages".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "description": "The tarball of images laid into every guest for k3s to import: `release` (the one of the k3s \
-                            release under test), release:VERSION, file:/path/to/images.tar.zst or none.",
-            "type": "string",
-            "pattern": "^(none|release(:v[0-9]+\\.[0-9]+\\.[0-9]+([-+][0-9A-Za-z.+-]*)?)?|\
-                        file:.+\\.(tar|tbz|tgz|tzst|tar\\.(lz4|bz2|gz|zst)))$",
-        })
-    }
-}
-
-impl Serialize for AirgapImages {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for AirgapImages {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+scalar!(
+    AirgapImages,
+    "The tarball of images laid into every guest for k3s to import: `release` (the one of the k3s release under test), \
+     release:VERSION, file:/path/to/images.tar.zst or none.",
+    concat!("^(none|release(:", version_pattern!(), ")?|file:.+\\.(tar|tbz|tgz|tzst|tar\\.(lz4|bz2|gz|zst)))$")
+);
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::airgap::AirgapImages;
 use crate::download::{BASE_URL_ENV, DownloadError, OnEvent, Options};
@@ -12,6 +11,7 @@ use crate::downloads::Lease;
 use crate::elf::{self, ElfError};
 use crate::payload::{GuestBinary, GuestFile};
 use crate::release::{Arch, Release, is_version};
+use crate::scalar::{scalar, version_pattern};
 
 /// Environment variable that names the stand-in's binary.
 pub const STANDIN_ENV: &str = "HARNESS_STANDIN";
@@ -206,31 +206,11 @@ impl fmt::Display for K3sSource {
     }
 }
 
-impl schemars::JsonSchema for K3sSource {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "K3sSource".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "description": "A source of the k3s binary: file:/path/to/k3s, release:VERSION or standin.",
-            "type": "string",
-            "pattern": "^(standin|file:.+|release:v[0-9]+\\.[0-9]+\\.[0-9]+([-+][0-9A-Za-z.+-]*)?)$",
-        })
-    }
-}
-
-impl Serialize for K3sSource {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for K3sSource {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+scalar!(
+    K3sSource,
+    "A source of the k3s binary: file:/path/to/k3s, release:VERSION or standin.",
+    concat!("^(standin|file:.+|release:", version_pattern!(), ")$")
+);
 
 impl K3sSource {
     /// Finds the binary, checks that it is a program for the guests and takes its digest.

@@ -24,6 +24,7 @@ pub mod recipe;
 pub mod release;
 pub mod retry;
 mod rootfs;
+mod scalar;
 pub mod seed;
 mod sparse;
 pub mod store;
