@@ -221,13 +221,12 @@ fn absolute_path(path: Utf8PathBuf) -> Utf8PathBuf {
     camino::absolute_utf8(&path).unwrap_or(path)
 }
 
+/// A run folder for the tests of what writes into one.
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
+pub(crate) mod testing {
     use super::*;
 
-    fn header() -> RunHeader {
+    pub(crate) fn header() -> RunHeader {
         RunHeader {
             schema_version: 1,
             run: "20260101T000000Z-smoke-abc".to_owned(),
@@ -240,6 +239,18 @@ mod tests {
             pid: 1,
         }
     }
+
+    pub(crate) fn run_dir(state: &tempfile::TempDir) -> RunDir {
+        RunDir::create(Utf8Path::from_path(state.path()).unwrap(), &header()).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::testing::header;
+    use super::*;
 
     #[test]
     fn a_run_folder_is_private_and_holds_its_header_at_once() {

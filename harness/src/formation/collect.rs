@@ -172,31 +172,14 @@ async fn collect_node(
 mod tests {
     use std::time::Instant;
 
-    use camino::Utf8Path;
-
     use super::*;
     use crate::guest::testing::{Door, Sshd};
-    use crate::record::RunHeader;
-
-    fn record(state: &tempfile::TempDir) -> RunDir {
-        let header = RunHeader {
-            schema_version: 1,
-            run: "r".to_owned(),
-            lab: "l".to_owned(),
-            scenario: "s".to_owned(),
-            k3s: "k".to_owned(),
-            started: jiff::Timestamp::now(),
-            command: Vec::new(),
-            harness_version: "0".to_owned(),
-            pid: 1,
-        };
-        RunDir::create(Utf8Path::from_path(state.path()).unwrap(), &header).unwrap()
-    }
+    use crate::record::testing::run_dir;
 
     #[tokio::test]
     async fn a_part_that_hangs_costs_itself_only_and_no_token_is_kept() {
         let state = tempfile::tempdir().unwrap();
-        let record = record(&state);
+        let record = run_dir(&state);
         let sshd = Sshd::start();
         let guest = sshd.guest().await;
         let items = [
@@ -219,7 +202,7 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_falls_silent_under_the_collection_is_not_asked_on() {
         let state = tempfile::tempdir().unwrap();
-        let record = record(&state);
+        let record = run_dir(&state);
         let sshd = Sshd::start();
         let guest = sshd.guest().await;
         let items = [("a.txt", "exec sleep 1000"), ("b.txt", "exec sleep 1000")];
@@ -237,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_is_gone_is_named_once() {
         let state = tempfile::tempdir().unwrap();
-        let record = record(&state);
+        let record = run_dir(&state);
         let sshd = Sshd::start();
         let guest = sshd.guest().await;
         sshd.set(Door::Refusing);

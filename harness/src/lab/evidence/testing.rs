@@ -1,13 +1,13 @@
 //! A pump with the shipped catalogue and a run folder of its own.
 
-use camino::Utf8Path;
 use verdict::Classifier;
 
 use super::EvidencePump;
 use crate::event::{Event, EventKind, EventSink};
 use crate::lab::alarm::{Guard, alarm};
 use crate::lab::sampler::HostSampler;
-use crate::record::{RunDir, RunHeader};
+use crate::record::RunDir;
+use crate::record::testing::run_dir;
 
 pub(in crate::lab) struct Bench {
     _state: tempfile::TempDir,
@@ -20,18 +20,7 @@ pub(in crate::lab) struct Bench {
 impl Bench {
     pub(in crate::lab) fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
-        let header = RunHeader {
-            schema_version: 1,
-            run: "r".to_owned(),
-            lab: "l".to_owned(),
-            scenario: "s".to_owned(),
-            k3s: "k".to_owned(),
-            started: jiff::Timestamp::now(),
-            command: Vec::new(),
-            harness_version: "0".to_owned(),
-            pid: 1,
-        };
-        let record = RunDir::create(Utf8Path::from_path(state.path()).unwrap(), &header).unwrap();
+        let record = run_dir(&state);
         let (sink, events) = EventSink::new();
         let (bell, guard) = alarm();
         let classifier = Classifier::new(&crate::catalogue::shipped().unwrap());
