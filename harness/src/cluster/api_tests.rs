@@ -306,5 +306,5 @@ fn futures_are_send(api: &ClusterApi, peer: &super::EtcdPeer, guest: &crate::gue
     send(super::EtcdPeer::load(guest, Duration::ZERO));
     send(peer.members(ip, Duration::ZERO));
     send(super::health(guest, Duration::ZERO));
-    send(super::prewarm(guest, "", Duration::ZERO));
+    send(super::prewarm(guest, ([127, 0, 0, 1], 1).into(), "", Duration::ZERO));
 }

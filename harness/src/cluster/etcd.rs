@@ -10,22 +10,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
+use crate::cluster::http::get;
 use crate::guest::{Guest, GuestError};
 
 const TLS_DIR: &str = "/var/lib/rancher/k3s/server/tls/etcd";
 const PEER_PORT: u16 = 2380;
 const METRICS_PORT: u16 = 2381;
-/// The longest answer that is read.
-const ANSWER_MAX_BYTES: usize = 256 * 1024;
 
 /// etcd could not be asked, or did not answer as etcd does.
 #[derive(Debug, thiserror::Error)]
@@ -126,10 +121,10 @@ impl EtcdPeer {
     }
 
     pub(super) async fn load_from(guest: &Guest, dir: &str, deadline: Duration) -> Result<EtcdPeer, EtcdError> {
-        let file = |name: &'static str| async move { guest.read_file(&format!("{dir}/{name}"), deadline).await };
-        let (ca, certificate, key) =
-            tokio::try_join!(file("peer-ca.crt"), file("peer-server-client.crt"), file("peer-server-client.key"))?;
-        let connector = connector(&ca, &certificate, &key)
+        let paths =
+            ["peer-ca.crt", "peer-server-client.crt", "peer-server-client.key"].map(|name| format!("{dir}/{name}"));
+        let [ca, certificate, key] = guest.read_texts(&paths, deadline).await?;
+        let connector = connector(ca.as_bytes(), certificate.as_bytes(), key.as_bytes())
             .map_err(|reason| EtcdError::Certificates { node: guest.node().to_owned(), reason })?;
         Ok(EtcdPeer { guest: guest.clone(), connector })
     }
@@ -227,35 +222,6 @@ fn connector(ca: &[u8], certificate: &[u8], key: &[u8]) -> Result<TlsConnector, 
         .with_client_auth_cert(identity, key)
         .map_err(|e| e.to_string())?;
     Ok(TlsConnector::from(Arc::new(config)))
-}
-
-/// One `GET` over a stream of its own.
-async fn get<S>(stream: S, host: &str, path: &str) -> Result<(StatusCode, Bytes), String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    let request = Request::get(path)
-        .header("host", host)
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| e.to_string())?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await.map_err(|e| e.to_string())?;
-        Ok((status, body.to_bytes()))
-    };
-    // The connection is driven here, not in a task: it ends with this future.
-    tokio::pin!(connection, exchange);
-    tokio::select! {
-        answer = &mut exchange => answer,
-        ended = &mut connection => match ended {
-            Ok(()) => exchange.await,
-            Err(e) => Err(e.to_string()),
-        },
-    }
 }
 
 #[cfg(test)]

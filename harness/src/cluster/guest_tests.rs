@@ -116,12 +116,14 @@ async fn health_healthy_or_not() {
 }
 
 #[tokio::test]
-async fn a_path_probed_with_the_real_curl() {
+async fn a_path_is_probed_from_inside_the_guest() {
     let sshd = Sshd::start();
     let guest = sshd.guest().await;
-    let url = |port: u16| format!("https://127.0.0.1:{port}/cacerts");
+    let probe = async |port: u16, limit_s: u64| {
+        prewarm(&guest, (LOOPBACK, port).into(), "/cacerts", Duration::from_secs(limit_s)).await.unwrap()
+    };
 
-    // curl brings no client certificate: TLS 1.3 connects, and the server's refusal follows.
+    // The probe brings no client certificate: TLS 1.3 connects, and the server's refusal follows.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let pki = Pki::new();
@@ -143,19 +145,19 @@ async fn a_path_probed_with_the_real_curl() {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
         let _ = stream.shutdown().await;
     });
-    let sample = prewarm(&guest, &url(port), Duration::from_secs(10)).await.unwrap();
+    let sample = probe(port, 10).await;
     assert!(sample.ok && sample.http_code == 200 && sample.error.is_none(), "{sample:?}");
     assert!(
         sample.connect_ms > 0.0 && sample.tls_ms >= sample.connect_ms && sample.total_ms >= sample.tls_ms,
         "{sample:?}"
     );
 
-    let sample = prewarm(&guest, &url(closed_port().port()), Duration::from_secs(5)).await.unwrap();
+    let sample = probe(closed_port().port(), 5).await;
     assert_eq!((sample.ok, sample.http_code, sample.error), (false, 0, Some(PrewarmError::Refused)), "{sample:?}");
 
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
-    let sample = prewarm(&guest, &url(port), Duration::from_secs(1)).await.unwrap();
+    let sample = probe(port, 1).await;
     assert_eq!(sample.error, Some(PrewarmError::Timeout), "{sample:?}");
     drop(silent);
 
@@ -165,6 +167,6 @@ async fn a_path_probed_with_the_real_curl() {
         let (mut stream, _) = plain.accept().await.unwrap();
         let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     });
-    let sample = prewarm(&guest, &url(port), Duration::from_secs(5)).await.unwrap();
+    let sample = probe(port, 5).await;
     assert_eq!(sample.error, Some(PrewarmError::Tls), "{sample:?}");
 }

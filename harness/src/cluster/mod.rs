@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `api` | the Kubernetes API through a forwarded port: nodes, readiness |
 //! | `etcd` | etcd's member list and health, through channels of a guest |
+//! | `http` | one request over such a channel |
 //! | `prewarm` | one probe of the path from a joiner to a server |
 //!
 //! Architecture invariant: nothing here decides anything. These are facts with a time-out; what they mean
@@ -11,6 +12,7 @@
 
 mod api;
 mod etcd;
+mod http;
 mod prewarm;
 
 #[cfg(test)]

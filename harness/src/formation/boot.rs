@@ -135,20 +135,22 @@ pub(super) async fn boot<P>(
     seeds: &Seeds,
     inventory: Option<&Inventory>,
     guests: &mut BTreeMap<String, Guest>,
-    prepare: impl Fn(Guest) -> P,
+    prepare: impl Fn(Guest, Arc<Vm>) -> P,
 ) -> Result<(), Failure>
 where
     P: Future<Output = Result<(), Failure>>,
 {
     let machines = cx
         .phase(Phase::Boot, None, "QEMU to start", async {
-            let mut machines = Vec::new();
             for node in &cx.plan.nodes {
                 // QEMU writes its console and its own words there.
                 cx.record.node(&node.name).map_err(|error| {
                     Failure::from_error(Blame::Environment, "making the folder of a node's records", &error)
                 })?;
-                let vm = lab.add_vm(node.vm.clone()).await?;
+            }
+            let vms = lab.add_vms(cx.plan.nodes.iter().map(|node| node.vm.clone()).collect()).await?;
+            let mut machines = Vec::new();
+            for (node, vm) in cx.plan.nodes.iter().zip(vms) {
                 watch_vcpus(pump, &node.name, &vm).await;
                 pump.follow_console(node.name.clone(), node.vm.console_log.clone(), SEED_FAILED_MARK);
                 pump.follow_qemu(node.name.clone(), node.vm.stderr_log.clone());
@@ -161,7 +163,10 @@ where
     let recorder = pump.recorder();
     let mut booting: FuturesUnordered<_> = machines
         .into_iter()
-        .map(|(node, vm)| boot_one(cx, node, vm, seeds, inventory, recorder.ssh_news(&node.name)))
+        .map(|(node, vm)| async {
+            let guest = boot_one(cx, node, &vm, seeds, inventory, recorder.ssh_news(&node.name)).await?;
+            Ok::<_, Failure>((guest, vm))
+        })
         .collect();
     let mut preparing = FuturesUnordered::new();
     let mut failures = Vec::new();
@@ -176,12 +181,12 @@ where
         };
         match booted {
             Err(failure) => failures.push(failure),
-            Ok(guest) => {
+            Ok((guest, vm)) => {
                 match cx.record.node(guest.node()) {
                     Ok(dir) => pump.follow_journal(guest.clone(), dir.join("journal.log")),
                     Err(error) => cx.sink.warn(format!("the journal of {} is not kept: {error}", guest.node())),
                 }
-                preparing.push(prepare(guest.clone()));
+                preparing.push(prepare(guest.clone(), vm));
                 guests.insert(guest.node().to_owned(), guest);
             }
         }
@@ -211,7 +216,7 @@ async fn watch_vcpus(pump: &EvidencePump, node: &str, vm: &Vm) {
 async fn boot_one(
     cx: &Context,
     node: &NodePlan,
-    vm: Arc<Vm>,
+    vm: &Vm,
     seeds: &Seeds,
     inventory: Option<&Inventory>,
     news: NewsSink,
@@ -240,7 +245,7 @@ async fn boot_one(
         let seen = Sightings::default();
         let connected = tokio::select! {
             connected = Guest::connect_seen(target, limit, &seen) => connected,
-            never = watch_from_outside(&vm, &node.mgmt.interface, &seen) => match never {},
+            never = watch_from_outside(vm, &node.mgmt.interface, &seen) => match never {},
         };
         let guest = connected.map_err(|error| match &error {
             GuestError::HostKeyMismatch { offered, .. } => match seeds.owner_of(offered) {

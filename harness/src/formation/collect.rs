@@ -17,12 +17,11 @@ use crate::printable::printable;
 use crate::record::{RunDir, private_file};
 use crate::redact::redact;
 
-/// File in the node's folder, and the command whose output it holds. The kernel counts from boot, which `clock.json` places
-/// on the host's clock; its own idea of the time of day may be wrong.
-const ALWAYS: [(&str, &str); 1] = [("dmesg.log", "dmesg")];
-
-/// What is fetched besides where a run failed.
-const ON_FAILURE: [(&str, &str); 8] = [
+/// File in the node's folder, and the command whose output it holds. A run that passed has its journals, with the kernel's
+/// lines in them, and needs no more.
+const ITEMS: [(&str, &str); 9] = [
+    // The kernel counts from boot, which `clock.json` places on the host's clock; its own idea of the time of day may be wrong.
+    ("dmesg.log", "dmesg"),
     (
         "ip.txt",
         "ip -d -s link; echo; ip addr; echo; ip route show table all; echo; ip neigh; for b in /proc/net/bonding/*; do [ -e \"$b\" ] && echo && echo \"$b\" && cat \"$b\"; done; for v in /proc/net/vlan/*; do [ -e \"$v\" ] && echo && echo \"$v\" && cat \"$v\"; done",
@@ -70,20 +69,19 @@ fn counted(how_many: usize, what: &str) -> String {
     format!("{how_many} {what}{}", if how_many == 1 { "" } else { "s" })
 }
 
-/// Fetches what is to be had from every node that was reached.
-pub(super) async fn collect(cx: &Context, lab: &Lab, guests: &BTreeMap<String, Guest>, failed: bool) {
+/// Fetches what is to be had from every node that was reached, where a run failed.
+pub(super) async fn collect(cx: &Context, lab: &Lab, guests: &BTreeMap<String, Guest>) {
     if guests.is_empty() {
         cx.skip(Phase::Collect, "no guest was reached");
         return;
     }
-    let items = ALWAYS.iter().chain(if failed { &ON_FAILURE[..] } else { &[] }).copied().collect::<Vec<_>>();
     let deadline = cx.deadline(Phase::Collect);
     // Not raced against the alarm: it may well be what there is evidence to collect of. Each item has a deadline.
     let began =
-        cx.begin(Phase::Collect, &format!("{} of {}", counted(items.len(), "item"), counted(guests.len(), "node")));
+        cx.begin(Phase::Collect, &format!("{} of {}", counted(ITEMS.len(), "item"), counted(guests.len(), "node")));
     let missed = tokio::select! {
         missed = join_all(guests.values().map(|guest| {
-            collect_living(&cx.record, &cx.sink, guest, lab.falls_silent(guest.node()), &items, deadline)
+            collect_living(&cx.record, &cx.sink, guest, lab.falls_silent(guest.node()), &ITEMS, deadline)
         })) => missed.concat(),
         signal = cx.guard.interruption() => vec![format!("the rest, interrupted by {signal}")],
     };

@@ -144,17 +144,18 @@ pub(super) async fn verify(cx: &Context, servers: &[(&NodePlan, Guest)], cluster
 
 /// One server is in order: by its own API, and by its own etcd.
 async fn verify_server(cx: &Context, node: &NodePlan, guest: &Guest, cluster: &Cluster) -> Result<(), Failure> {
-    let (api, _forward) = open_api(guest, &cluster.kubeconfig).await?;
+    // The first server's is open since it came up.
+    let opened = match guest.node() == cluster.api.node() {
+        true => None,
+        false => Some(open_api(guest, &cluster.kubeconfig).await?),
+    };
+    let api = opened.as_ref().map_or(&cluster.api, |(api, _)| api);
     // One hiccup after minutes of success decides nothing; what is wrong at the deadline does.
     let mut tick = tokio::time::interval(LOOK_EVERY);
     loop {
         tick.tick().await;
-        let looked = match look(cx, guest, &api).await {
-            Ok(()) => check_members(cx, node, guest).await,
-            Err(why) => Err(why),
-        };
-        match looked {
-            Ok(()) => return Ok(()),
+        match tokio::try_join!(look(cx, guest, api), check_members(cx, node, guest)) {
+            Ok(_) => return Ok(()),
             Err(why) => cx.progress(Phase::Verify, None, format!("{}: {why}", node.name)),
         }
     }

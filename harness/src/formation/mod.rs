@@ -16,11 +16,13 @@ mod standing;
 mod unit;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use futures::future::join_all;
 use images::k3s::K3sBinary;
 use images::recipe::Recipe;
 use images::store::Image;
-use kvm::Supervisor;
+use kvm::{Supervisor, Vm};
 use verdict::Classifier;
 
 use crate::event::EventSink;
@@ -92,11 +94,13 @@ pub async fn run(ingredients: Ingredients, keep: impl FnOnce(&Ended) -> bool) ->
         failure = Some(alarm.to_failure().in_phase(Phase::Verify));
     }
 
-    if failure.as_ref().is_some_and(|failure| failure.blame == Blame::Interrupted) {
-        cx.skip(Phase::Collect, "interrupted");
-    } else {
-        recorder.measure_clocks_last();
-        collect::collect(&cx, &lab, &guests, failure.is_some()).await;
+    match &failure {
+        None => cx.skip(Phase::Collect, "nothing failed"),
+        Some(failure) if failure.blame == Blame::Interrupted => cx.skip(Phase::Collect, "interrupted"),
+        Some(_) => {
+            recorder.measure_clocks_last();
+            collect::collect(&cx, &lab, &guests).await;
+        }
     }
     let (classifier, restarts, host) = pump.finish().await;
     let standing = Standing { lab, guests, supervisor, dirs, ticket: cx.ticket.take() };
@@ -180,7 +184,7 @@ async fn form(
     boot::lay_disks(cx, tools, &seeds, &image.root, dirs.disks()).await?;
     let inventory = seeds.inventory(cx, dirs.disks());
     // Each node by itself: what is done on one while another still boots costs no time.
-    let prepare = |guest| prepare_node(cx, guest, &seeds, &image.id, &leases);
+    let prepare = |guest, vm| prepare_node(cx, guest, vm, &seeds, &image.id, &leases);
     boot::boot(cx, lab, pump, &seeds, inventory.as_ref(), guests, prepare).await?;
     let guests = &*guests;
     cx.goes_without(Phase::Sanitize);
@@ -216,10 +220,13 @@ async fn form(
     join::verify(cx, &servers, &cluster).await
 }
 
-/// A node that has answered: its interfaces, that it is who it should be, and that nothing of an earlier k3s is on it.
+/// A node that has answered: its interfaces, that it is who it should be, and that nothing of an earlier k3s is on it. The
+/// last at the same time: who shows the host key of its seed is one of this lab's, and a k3s started by its image is best
+/// stopped at once.
 async fn prepare_node(
     cx: &Context,
     guest: Guest,
+    vm: Arc<Vm>,
     seeds: &boot::Seeds,
     image: &str,
     leases: &[Leases],
@@ -227,10 +234,22 @@ async fn prepare_node(
     let name = guest.node();
     let node =
         cx.plan.node(name).ok_or_else(|| Failure::new(Blame::Harness, format!("the plan has no node {name}")))?;
-    network::check_interfaces(cx, &guest, node, leases).await?;
     let expected = identify::Identity { seed: seeds.node(name)?.id.clone(), image: image.to_owned() };
-    identify::identify(cx, &guest, node, &expected).await?;
-    if cx.plan.without.contains(&Phase::Sanitize) { Ok(()) } else { sanitize::sanitize(cx, &guest).await }
+    let known = async {
+        let said = network::check_interfaces(cx, &guest, node, leases, nics_up(&vm, node)).await?;
+        identify::identify(cx, &said, node, &expected).await
+    };
+    let clean = async {
+        if cx.plan.without.contains(&Phase::Sanitize) { Ok(()) } else { sanitize::sanitize(cx, &guest).await }
+    };
+    tokio::try_join!(known, clean).map(drop)
+}
+
+/// Completes when the guest has brought up each of its NICs that has a cable.
+async fn nics_up(vm: &Vm, node: &NodePlan) {
+    let plugged = node.vm.nics.iter().filter(|nic| !nic.unplugged);
+    // A VM that does not tell is no reason to wait.
+    join_all(plugged.map(|nic| vm.interface_up(&nic.id))).await;
 }
 
 /// Takes everything down; what would not go is returned in words.

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use kvm::Mac;
-use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::{Context, Done, millis};
+use crate::formation::identify::WHO;
 use crate::guest::Guest;
 use crate::lab::Lab;
 use crate::lab::dhcp::Leases;
@@ -19,6 +19,8 @@ use crate::plan::{GuestCheck, NodePlan, Phase};
 
 /// How often a path is tried: the first frames may be lost while a bond and the switches learn who is where.
 const PATH_ATTEMPTS: u32 = 3;
+/// A port nobody listens on (discard, RFC 863): a refusal shows the path as well as a connection does.
+const QUIET_PORT: u16 = 9;
 
 /// Starts the plan's switches, joins them, and plugs the DHCP servers in; what is known of each one's leases.
 ///
@@ -62,7 +64,11 @@ fn count(how_many: usize, one: &str, more: &str) -> Option<String> {
     }
 }
 
-/// Looks that a guest's own interfaces are as planned: addresses up, VLAN links there, the bond's legs alive.
+/// Looks that a guest's own interfaces are as planned: addresses up, VLAN links there, the bond's legs alive. Returns what the
+/// guest said at the end of it, in which it says who it is too: a command costs an emulated CPU a tenth of a second.
+///
+/// `nics_up` completes when the guest has brought its NICs up, as seen from outside. It is not asked before that, or where
+/// nothing is seen, for a while.
 ///
 /// # Errors
 /// What is not as planned when the deadline is over.
@@ -71,12 +77,15 @@ pub(super) async fn check_interfaces(
     guest: &Guest,
     node: &NodePlan,
     leases: &[Leases],
-) -> Result<(), Failure> {
+    nics_up: impl Future<Output = ()>,
+) -> Result<String, Failure> {
     cx.phase(Phase::Network, Some(&node.name), "the profile's addresses, bond and VLAN links", async {
         let limit = cx.deadline(Phase::Network);
         let began = Instant::now();
         let leased = leased(node, leases, in_guest(limit)).await?;
-        // What the leases took is not to be had again: the guest says what is missing before the phase is over.
+        // Whatever it shows, the guest decides.
+        let _ = tokio::time::timeout(in_guest(limit) / 4, nics_up).await;
+        // What that took is not to be had again: the guest says what is missing before the phase is over.
         let left = limit.saturating_sub(began.elapsed());
         let output = guest
             .exec(&wait_script(node, left), left)
@@ -102,7 +111,8 @@ pub(super) async fn check_interfaces(
             let by = leased.get(&address.network).map(|after| format!(" by DHCP in {} ms", millis(*after)));
             format!("{} {}{}", address.interface, address.address, by.unwrap_or_default())
         });
-        Ok(Done::new((), format!("{}{note}", addresses.collect::<Vec<_>>().join(", "))))
+        let note = format!("{}{note}", addresses.collect::<Vec<_>>().join(", "));
+        Ok(Done::new(text, note))
     })
     .await
 }
@@ -140,7 +150,8 @@ fn no_lease(node: &NodePlan, leases: &Leases, mac: Mac) -> Failure {
 
 /// Every node reaches every other on every network of the profile.
 ///
-/// A path is a TCP connection to the other's sshd, opened by this guest's sshd: no process is started in a guest.
+/// A path is TCP that is answered, asked for by this guest's sshd on a port nobody listens on: no process is started in either
+/// guest. One path of a guest after the other: sshd's words on two at the same moment could be exchanged.
 ///
 /// # Errors
 /// The first path that does not carry traffic.
@@ -148,6 +159,7 @@ pub(super) async fn check_paths(cx: &Context, guests: &BTreeMap<String, Guest>) 
     let mut paths = Vec::new();
     for node in &cx.plan.nodes {
         let Some(guest) = guests.get(&node.name) else { continue };
+        let mut own = Vec::new();
         for check in &node.checks {
             if let GuestCheck::Reach { network, interface, node: to, address } = check {
                 let vlan = node.addresses.iter().find(|a| &a.network == network).and_then(|a| a.vlan);
@@ -156,49 +168,42 @@ pub(super) async fn check_paths(cx: &Context, guests: &BTreeMap<String, Guest>) 
                     "{} does not reach {to} on network {network} ({vlan}, {address} via {interface})",
                     node.name
                 );
-                paths.push((guest.clone(), IpAddr::from(*address), words));
+                own.push((IpAddr::from(*address), words));
             }
         }
+        paths.push((guest, own));
     }
-    if paths.is_empty() {
+    let count = paths.iter().map(|(_, own)| own.len()).sum::<usize>();
+    if count == 0 {
         return Ok(());
     }
-    let count = paths.len();
     cx.phase(Phase::Network, None, "every node to reach every other on every network", async {
-        let tries =
-            try_join_all(paths.into_iter().map(|(guest, address, words)| check_path(cx, guest, address, words)))
-                .await?;
-        let attempts = tries.into_iter().max().unwrap_or(1);
+        let of_guest = async |(guest, own): (&Guest, Vec<(IpAddr, String)>)| {
+            let mut attempts = 1;
+            for (address, words) in own {
+                attempts = attempts.max(check_path(cx, guest, address, words).await?);
+            }
+            Ok::<_, Failure>(attempts)
+        };
+        let attempts = try_join_all(paths.into_iter().map(of_guest)).await?.into_iter().max().unwrap_or(1);
         Ok(Done::new((), format!("{count} paths carry TCP")).after(attempts))
     })
     .await
 }
 
-async fn check_path(cx: &Context, guest: Guest, address: IpAddr, words: String) -> Result<u32, Failure> {
+async fn check_path(cx: &Context, guest: &Guest, address: IpAddr, words: String) -> Result<u32, Failure> {
+    let limit = cx.limit(Duration::from_secs(3));
     let mut last = String::new();
     for attempt in 1..=PATH_ATTEMPTS {
-        match reach(cx, &guest, address).await {
-            Ok(()) => return Ok(attempt),
-            Err(why) => last = why,
+        match tokio::time::timeout(limit, guest.tcp_answered(&address.to_string(), QUIET_PORT)).await {
+            Ok(Ok(())) => return Ok(attempt),
+            Ok(Err(error)) => last = error.to_string(),
+            Err(_) => last = format!("no answer from {address} within {limit:.0?}"),
         }
     }
     Err(Failure::new(Blame::Usage, words).on(guest.node()).because(last).hint(
         "compare the VLAN membership in plan.json with what the guests use: a tagged frame of a VLAN that is not on the trunk is dropped",
     ))
-}
-
-/// One TCP connection from a guest to another's sshd, up to its banner.
-async fn reach(cx: &Context, guest: &Guest, address: IpAddr) -> Result<(), String> {
-    let limit = cx.limit(Duration::from_secs(3));
-    let connect = async {
-        let mut stream = guest.direct_tcpip(&address.to_string(), 22).await.map_err(|error| error.to_string())?;
-        let mut banner = [0_u8; 4];
-        stream.read_exact(&mut banner).await.map_err(|error| format!("no banner from {address}:22: {error}"))?;
-        if &banner == b"SSH-" { Ok(()) } else { Err(format!("{address}:22 is not an sshd")) }
-    };
-    tokio::time::timeout(limit, connect)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer from {address}:22 within {limit:.0?}")))
 }
 
 /// How long to wait for what is to happen in a guest, so that what is missing can be named before the phase's deadline: on a
@@ -271,7 +276,7 @@ fn wait_script(node: &NodePlan, limit: Duration) -> String {
          addresses=$(ip -4 -o addr show up) links=$(ip -o link show)\n{script}[ -z \"$m\" ] && break\n\
          read -r up _ </proc/uptime\n\
          if [ -z \"$other\" ]; then since=${{since:-${{up%.*}}}}; [ $((${{up%.*}}-since)) -lt {patience} ] || end=0; else since=; fi\n\
-         if [ ${{up%.*}} -ge $end ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.25\ndone\n{note}exit 0\n"
+         if [ ${{up%.*}} -ge $end ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.25\ndone\n{note}{WHO}exit 0\n"
     )
 }
 

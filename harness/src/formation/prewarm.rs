@@ -1,6 +1,7 @@
 //! prewarm: the path from a joiner to the first server has carried TCP and TLS before k3s needs it (FM-4).
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use images::retry::{Class, Policy, retry};
@@ -12,6 +13,9 @@ use crate::failure::Failure;
 use crate::formation::context::{Context, Done};
 use crate::guest::Guest;
 use crate::plan::{API_PORT, Phase};
+
+/// What a joining k3s asks its server for first.
+const PATH: &str = "/cacerts";
 
 /// Why one attempt did not do.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +55,15 @@ impl Unwarmed {
 /// The last attempt's failure.
 pub(super) async fn prewarm(cx: &Context, guest: &Guest) -> Result<(), Failure> {
     let server = cx.first_server()?;
-    let url = format!("https://{}:{API_PORT}/cacerts", server.cluster_ip);
+    let address = SocketAddr::from((server.cluster_ip, API_PORT));
+    let url = format!("https://{address}{PATH}");
     let planned = &cx.plan.prewarm;
     let policy = Policy::Constant { interval: Duration::from_millis(planned.pause_ms), max_attempts: planned.attempts };
     let limit = Duration::from_millis(planned.attempt_timeout_ms);
     cx.phase(Phase::Prewarm, Some(guest.node()), format!("TCP and TLS to {url}"), async {
         let samples = RefCell::new(Vec::new());
         let ask = |_| async {
-            let sample = probe(guest, &url, limit).await?;
+            let sample = probe(guest, address, PATH, limit).await?;
             samples.borrow_mut().push(sample.clone());
             match sample.error {
                 None => Ok(sample),

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use camino::Utf8Path;
 use tokio::sync::broadcast;
 
 use crate::cluster::{ClusterApi, ExpectedNode, NodeState, WatchNote};
@@ -48,8 +47,10 @@ pub(super) async fn primary(
         let mut watch = unit::start(cx, guest, node, None, entries).await?;
         watch.started().await?;
         cx.progress(Phase::Primary, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
-        let (token, kubeconfig) =
-            tokio::try_join!(read_text(cx, guest, TOKEN.into()), read_text(cx, guest, KUBECONFIG.into()))?;
+        let [token, kubeconfig] = guest
+            .read_texts(&[TOKEN.to_owned(), KUBECONFIG.to_owned()], cx.limit(Duration::from_secs(10)))
+            .await
+            .map_err(|error| Failure::from_error(Blame::Product, "reading what k3s leaves for joiners", &error))?;
         let token = token.trim().to_owned();
         if token.is_empty() {
             return Err(Failure::product(format!("{TOKEN} is empty")));
@@ -133,12 +134,4 @@ pub(super) fn restarts_note(exits: u32) -> String {
         1 => "; k3s exited once on the way and recovered".to_owned(),
         n => format!("; k3s exited {n} times on the way and recovered"),
     }
-}
-
-async fn read_text(cx: &Context, guest: &Guest, path: &Utf8Path) -> Result<String, Failure> {
-    let bytes = guest
-        .read_file(path.as_str(), cx.limit(Duration::from_secs(10)))
-        .await
-        .map_err(|error| Failure::from_error(Blame::Product, format!("reading {path}"), &error))?;
-    String::from_utf8(bytes).map_err(|error| Failure::from_error(Blame::Product, format!("reading {path}"), &error))
 }

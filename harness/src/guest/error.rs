@@ -140,6 +140,11 @@ impl GuestError {
         }
     }
 
+    /// Whether the other side of a TCP connection was there and refused it, in sshd's words (`strerror(3)`).
+    pub fn is_tcp_refusal(&self) -> bool {
+        matches!(self, Self::ChannelRefused { reason, .. } if reason.ends_with("Connection refused"))
+    }
+
     /// Whether trying the same again is pointless.
     pub fn is_permanent(&self) -> bool {
         matches!(

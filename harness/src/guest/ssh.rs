@@ -17,7 +17,7 @@ use russh::{Channel, ChannelOpenFailure, ChannelReadHalf, ChannelStream, Channel
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
-use super::connect::{self, Pinned};
+use super::connect::{self, Pinned, Refusals};
 use super::error::GuestError;
 use super::news::{NewsSink, SshNews};
 
@@ -102,6 +102,7 @@ struct Inner {
 pub(super) struct Connection {
     handle: Handle<Pinned>,
     ended: Arc<OnceLock<String>>,
+    refusals: Arc<Refusals>,
     /// A session channel opened ahead of its use, which saves every command a round trip.
     reserve: Mutex<Option<Channel<Msg>>>,
     /// Whether that is being opened.
@@ -111,10 +112,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(handle: Handle<Pinned>, ended: Arc<OnceLock<String>>) -> Self {
+    pub(super) fn new(handle: Handle<Pinned>, ended: Arc<OnceLock<String>>, refusals: Arc<Refusals>) -> Self {
         Connection {
             handle,
             ended,
+            refusals,
             reserve: Mutex::new(None),
             refilling: AtomicBool::new(false),
             killing: tokio::sync::Mutex::new(()),
@@ -178,8 +180,10 @@ impl Session {
         }
         tokio::spawn(async move {
             // Refused or lost, there is just none: the next command opens its own.
-            if let Ok(channel) = connection.handle.channel_open_session().await {
-                *connection.reserve() = Some(channel);
+            match connection.handle.channel_open_session().await {
+                Ok(channel) => *connection.reserve() = Some(channel),
+                Err(russh::Error::ChannelOpenFailure(_)) => drop(connection.refusals.take().await),
+                Err(_) => {}
             }
             connection.refilling.store(false, Ordering::SeqCst);
         });
@@ -255,7 +259,10 @@ impl Connection {
             match self.handle.channel_open_session().await {
                 Ok(channel) => break channel,
                 // The caller's time limit bounds it.
-                Err(russh::Error::ChannelOpenFailure(_)) => tokio::time::sleep(REFUSED_PAUSE).await,
+                Err(russh::Error::ChannelOpenFailure(_)) => {
+                    drop(self.refusals.take().await);
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
                 Err(_) => return,
             }
         };
@@ -318,21 +325,58 @@ impl Guest {
         self.inner.connections.load(Ordering::Relaxed)
     }
 
-    /// Opens a TCP connection from the guest to `host:port`.
+    /// Opens a TCP connection from the guest to `host:port`. No process is started in the guest.
+    ///
+    /// # Errors
+    /// [`GuestError::ChannelRefused`] with the guest's own words where it does not get there: `Connection refused`, `No route to
+    /// host`. A lost connection.
     pub async fn direct_tcpip(&self, host: &str, port: u16) -> Result<GuestStream, GuestError> {
+        self.tcpip(host, port, true).await.map(Channel::into_stream)
+    }
+
+    /// Whether TCP from the guest to `host:port` is answered: by a connection, which is closed at once, or by a refusal. A port
+    /// that nothing listens on costs the other side no process.
+    ///
+    /// # Errors
+    /// As [`Guest::direct_tcpip`].
+    pub async fn tcp_answered(&self, host: &str, port: u16) -> Result<(), GuestError> {
+        match self.tcpip(host, port, false).await {
+            Ok(channel) => {
+                // A connection that is lost meanwhile has been answered.
+                let _ = channel.close().await;
+                Ok(())
+            }
+            Err(error) if error.is_tcp_refusal() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn tcpip(&self, host: &str, port: u16, refusal_is_news: bool) -> Result<Channel<Msg>, GuestError> {
         let what = format!("a connection to {host}:{port}");
         let limit = self.inner.target.scaled(OPEN_LIMIT);
         let open = self.open(&what, Instant::now() + limit, |connection| {
             let host = host.to_owned();
             async move { connection.handle.channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0).await }
         });
-        match tokio::time::timeout(limit, open).await {
-            Ok(opened) => opened.map(|(_, channel)| channel.into_stream()),
+        let opened = match tokio::time::timeout(limit, open).await {
+            Ok(opened) => opened.map(|(_, channel)| channel),
             Err(_) => Err(GuestError::ChannelRefused {
                 node: self.node().to_owned(),
                 what,
                 reason: format!("no answer within {:.0} s", limit.as_secs_f64()),
             }),
+        };
+        if let Err(error) = &opened
+            && (refusal_is_news || !error.is_tcp_refusal())
+        {
+            self.tell_refusal(error);
+        }
+        opened
+    }
+
+    fn tell_refusal(&self, error: &GuestError) {
+        if let GuestError::ChannelRefused { what, reason, .. } = error {
+            self.inner.target.news.tell(SshNews::ChannelRefused { what: what.clone(), reason: reason.clone() });
         }
     }
 
@@ -363,6 +407,9 @@ impl Guest {
                 break (connection, channel);
             }
             let opened = self.open("a session", end, |c| async move { c.handle.channel_open_session().await }).await;
+            if let Err(error) = &opened {
+                self.tell_refusal(error);
+            }
             match opened {
                 Ok(opened) => break opened,
                 Err(GuestError::ChannelRefused { .. }) if Instant::now() < refused_until => {
@@ -425,10 +472,15 @@ impl Guest {
             match receiver.await {
                 Ok(Ok(channel)) => return Ok((connection, channel)),
                 Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
-                    let (what, reason) = (what.to_owned(), why_refused(why));
-                    let news = SshNews::ChannelRefused { what: what.clone(), reason: reason.clone() };
-                    self.inner.target.news.tell(news);
-                    return Err(GuestError::ChannelRefused { node: self.node().to_owned(), what, reason });
+                    let reason = match connection.refusals.take().await {
+                        words if words.is_empty() => why_refused(why),
+                        words => format!("{}: {words}", why_refused(why)),
+                    };
+                    return Err(GuestError::ChannelRefused {
+                        node: self.node().to_owned(),
+                        what: what.to_owned(),
+                        reason,
+                    });
                 }
                 Ok(Err(e)) => reason = format!("{e} ({})", connection.ended()),
                 Err(_) => reason = connection.ended(),

@@ -322,6 +322,21 @@ async fn ask(stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + U
 }
 
 #[tokio::test]
+async fn a_few_small_files_are_read_in_one_go() {
+    let sshd = Sshd::start();
+    let guest = sshd.guest().await;
+    let path = |name: &str| format!("{}/{name}", sshd.dir.path().display());
+    let long = "x".repeat(40_000);
+    std::fs::write(path("a b"), "one\n  two \\n%s\n").unwrap();
+    std::fs::write(path("empty"), "").unwrap();
+    std::fs::write(path("cut"), &long).unwrap();
+    let texts = guest.read_texts(&["a b", "empty", "cut"].map(path), LONG).await.unwrap();
+    assert_eq!(texts, ["one\n  two \\n%s\n".to_owned(), String::new(), format!("{long}\n")]);
+    let error = guest.read_texts(&["a b", "missing"].map(path), LONG).await.unwrap_err();
+    assert!(error.to_string().contains("missing"), "{error}");
+}
+
+#[tokio::test]
 async fn a_tcp_connection_through_the_guest() {
     let sshd = Sshd::start();
     let guest = sshd.guest().await;
@@ -329,7 +344,12 @@ async fn a_tcp_connection_through_the_guest() {
     let mut stream = guest.direct_tcpip("127.0.0.1", port).await.unwrap();
     assert!(ask(&mut stream).await.ends_with("hello"));
     let error = guest.direct_tcpip("127.0.0.1", 1).await.err().unwrap();
-    assert!(matches!(&error, GuestError::ChannelRefused { reason, .. } if reason == "it could not connect"), "{error}");
+    assert!(
+        matches!(&error, GuestError::ChannelRefused { reason, .. } if reason == "it could not connect: Connection refused"),
+        "{error}"
+    );
+    guest.tcp_answered("127.0.0.1", port).await.unwrap();
+    guest.tcp_answered("127.0.0.1", 1).await.unwrap();
 }
 
 #[tokio::test]

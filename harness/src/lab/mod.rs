@@ -159,15 +159,31 @@ impl Lab {
         Ok(leases)
     }
 
-    /// Starts a VM and watches it from then on.
+    /// Starts VMs, all at once, and watches each from then on.
     ///
     /// # Errors
-    /// The environment's failure, with what QEMU said.
-    pub async fn add_vm(&mut self, spec: kvm::VmSpec) -> Result<Arc<Vm>, Failure> {
-        let name = spec.name.clone();
-        let vm = Vm::start(spec, &self.supervisor).await.map_err(|error| {
-            Failure::from_error(Blame::Environment, format!("starting the VM of {name}"), &error).on(&name)
-        })?;
+    /// The environment's failure, with what QEMU said; of several, that of the first in order. Those that did start are the
+    /// lab's all the same.
+    pub async fn add_vms(&mut self, specs: Vec<kvm::VmSpec>) -> Result<Vec<Arc<Vm>>, Failure> {
+        let supervisor = self.supervisor.clone();
+        let started = join_all(specs.into_iter().map(|spec| async {
+            let name = spec.name.clone();
+            Vm::start(spec, &supervisor).await.map_err(|error| {
+                Failure::from_error(Blame::Environment, format!("starting the VM of {name}"), &error).on(&name)
+            })
+        }));
+        let mut vms = Vec::new();
+        let mut failed = None;
+        for started in started.await {
+            match started {
+                Ok(vm) => vms.push(self.adopt(vm)),
+                Err(failure) => failed = failed.or(Some(failure)),
+            }
+        }
+        failed.map_or(Ok(vms), Err)
+    }
+
+    fn adopt(&mut self, vm: Vm) -> Arc<Vm> {
         let vm = Arc::new(vm);
         let events = vm.events();
         self.watchers.spawn(watch_vm(
@@ -179,8 +195,8 @@ impl Lab {
             Arc::clone(&self.reset),
         ));
         self.watchers.spawn(console::bound(Arc::clone(&vm), self.sink.clone()));
-        self.vms.insert(name, Arc::clone(&vm));
-        Ok(vm)
+        self.vms.insert(vm.name().to_owned(), Arc::clone(&vm));
+        vm
     }
 
     /// Whether a VM was started.
