@@ -239,6 +239,19 @@ mod tests {
                 format!("{t}.87299Z server-1/k3s[532] klog {f}"),
             ),
             (format!("11月 21 02:44:00 server-1 k3s[532]: {f}"), format!("{t}Z server-1/k3s[532] klog {f}")),
+            (format!("1795229040.872990 server-1 k3s[532]: {f}"), format!("{t}.87299Z server-1/k3s[532] klog {f}")),
+            (format!("k3s.log:{f}"), format!("{t}.87297Z -/-[-] klog {f}")),
+            (format!("./k3s.log:17:{f}"), format!("{t}.87297Z -/-[-] klog {f}")),
+            (format!("/tmp/k3s:17:3:{f}"), format!("{t}.87297Z -/-[-] klog {f}")),
+            (
+                format!("run/server-2/journal.log:17:Nov 21 02:44:00 debian k3s[532]: {f}"),
+                format!("{t}Z server-2/k3s[532] klog {f}"),
+            ),
+            (
+                format!("a.log:17:1795229040.872990 server-1 k3s[532]: {f}"),
+                format!("{t}.87299Z server-1/k3s[532] klog {f}"),
+            ),
+            (format!("{t}Z a.log:17:{f}"), format!("{t}Z -/-[-] klog {f}")),
             (format!("server-1 k3s[532]: {f}"), format!("{t}.87297Z server-1/k3s[532] klog {f}")),
             (format!("Nov 21 02:44:00 k3s[532]: {f}"), format!("{t}Z -/k3s[532] klog {f}")),
             (format!("Sat 2026-11-21 02:44:00 UTC server-1 k3s[532]: {f}"), format!("{t}Z server-1/k3s[532] klog {f}")),
@@ -288,9 +301,20 @@ mod tests {
             "k3s-server.service: Main process exited, code=exited, status=1/FAILURE",
             "qemu-system-x86_64: warning: Number of SMP cpus requested (4) exceeds the recommended cpus supported by KVM (2)",
             "[<0>] p9_client_rpc+0x12e/0x510",
+            "server.go:205] leaderelection lost",
+            "main.go:12: panic: x",
+            "10.0.0.1:6443: connect: connection refused",
+            "/bin/sh: 1: k3s: Exec format error",
+            "./ci/test.sh: line 3: /usr/local/bin/k3s: Exec format error",
+            "ci/test.sh:12:echo 'failed to get CA certs: context deadline exceeded'",
+            "src/server.rs:7:    \"bootstrap data already found and encrypted with different token\"",
+            "https://192.168.200.1:6443/cacerts\": context deadline exceeded",
+            "1795229040.872990 is no time of a journal",
         ] {
             assert_eq!(LineReader::new().read(raw.as_bytes()).text(), raw);
         }
+        let endless = "a.b:".repeat(100_000);
+        assert_eq!(LineReader::new().read(endless.as_bytes()).text(), endless);
         let ci = LineReader::new().read(b"2026-11-21T02:44:00.1Z panic: bootstrap data").text().into_owned();
         assert_eq!(ci, "panic: bootstrap data");
         let kernel = LineReader::new()

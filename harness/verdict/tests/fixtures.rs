@@ -61,3 +61,31 @@ fn every_fixture_gets_its_id_and_its_text() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// What `grep -Hn` and `rg` put before every line takes nothing away from it and adds nothing to it.
+#[test]
+fn a_log_through_grep_gets_the_same_verdict() {
+    let catalogue = common::catalogue();
+    let logs = fs::read_dir(folder()).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_file());
+    let mut wrong = Vec::new();
+    for log in logs {
+        let text = fs::read(&log).unwrap();
+        let mut found = Vec::new();
+        for (n, line) in text.split_inclusive(|&b| b == b'\n').enumerate() {
+            found.extend(format!("logs/all.txt:{}:", n + 1).as_bytes());
+            found.extend(line);
+        }
+        let verdict_of = |bytes: &[u8]| {
+            let mut classifier = Classifier::new(&catalogue);
+            diagnose_reader("found.txt", bytes, &mut classifier).unwrap();
+            let verdict = classifier.conclude(&Context::default());
+            let times: Vec<_> = verdict.evidence.iter().map(|line| (line.node.clone(), line.at)).collect();
+            (verdict.id, verdict.look_alike.map(|known| known.id), verdict.outcome, times)
+        };
+        let (plain, grepped) = (verdict_of(&text), verdict_of(&found));
+        if plain != grepped {
+            wrong.push(format!("{}: {plain:?}, through grep {grepped:?}", log.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -218,6 +218,16 @@ pub fn ctime(text: &[u8]) -> Option<Stamp<'_>> {
     syslog(rest, i16::try_from(year).ok()?).map(|s| Stamp { at: s.at, has_year: true, rest: after })
 }
 
+/// `1795228957.123456 `, seconds since 1970 as `journalctl -o short-unix` prints them.
+#[must_use]
+pub fn unix(text: &[u8]) -> Option<Stamp<'_>> {
+    let (seconds, rest) = digits(text, 10)?;
+    let (micros, rest) = digits(literal(rest, b'.')?, 6)?;
+    let rest = literal(rest, b' ')?;
+    let at = Timestamp::from_microsecond(seconds * 1_000_000 + micros).ok();
+    Some(Stamp { at, has_year: true, rest })
+}
+
 /// Microseconds since 1970, as journald prints `__REALTIME_TIMESTAMP`.
 #[must_use]
 pub fn realtime_us(text: &str) -> Option<Timestamp> {
@@ -249,6 +259,7 @@ mod tests {
             "2026-11-21T02:44:00.87297Z |        1 server.go"
         );
         assert_eq!(since_boot(b"   59.380000").map(|t| t.to_string()), Some("1970-01-01T00:00:59.38Z".to_owned()));
+        assert_eq!(show(unix(b"1795229040.500000 host x")), "2026-11-21T02:44:00.5Z | host x");
         assert_eq!(show(ctime(b"Fri Aug  2 20:05:01 2019] INFO")), "2019-08-02T20:05:01Z | ] INFO");
     }
 
@@ -258,5 +269,7 @@ mod tests {
         assert_eq!(syslog(b"Node 1 is not ready", 2026), None);
         assert_eq!(since_boot(b"<0>"), None);
         assert_eq!(klog(b"E", 2026), None);
+        assert_eq!(unix(b"1795229040.5 host"), None);
+        assert_eq!(unix(b"17952290401.500000 host"), None);
     }
 }

@@ -1,11 +1,14 @@
-//! Text wrappers around a program's line: journald, syslog, CRI, Docker compose, BuildKit, the NixOS test driver, CI.
+//! Text wrappers around a program's line: journald, syslog, CRI, Docker compose, BuildKit, the NixOS test driver, CI, grep.
 
 use jiff::Timestamp;
 
-use super::time;
+use super::{program as own, time};
+use crate::diagnose::is_node_name;
 
 /// Most wrappers taken off one line.
 const WRAPPERS_MAX: usize = 8;
+/// Longest path of a file that grep names, bytes.
+const PATH_BYTES_MAX: usize = 512;
 /// Longest host, program or container name, bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -52,12 +55,46 @@ pub fn peel(text: &[u8], year: i16) -> (Head<'_>, &[u8]) {
 }
 
 fn peel_one<'a>(text: &'a [u8], head: &mut Head<'a>, year: i16) -> Option<&'a [u8]> {
+    grep(text, head, year).or_else(|| peel_printed(text, head, year))
+}
+
+/// `PATH:` or `PATH:LINE:` (`grep -H`, `rg`), `PATH:LINE:COLUMN:` (`rg --vimgrep`). Many messages begin so, too: it is taken
+/// off where what follows is a line that tells what it is.
+fn grep<'a>(text: &'a [u8], head: &mut Head<'a>, year: i16) -> Option<&'a [u8]> {
+    let end = text.iter().take(PATH_BYTES_MAX).position(|b| matches!(b, b':' | b' ' | b'\t' | b'"'))?;
+    let (path, mut rest) = (&text[..end], text[end..].strip_prefix(b":")?);
+    if !path.iter().any(|b| matches!(b, b'.' | b'/')) {
+        return None;
+    }
+    for _ in 0..2 {
+        rest = skip_digits(rest).and_then(|after| after.strip_prefix(b":")).unwrap_or(rest);
+    }
+    let known = own::read(rest, year);
+    let tells = known.level.is_some()
+        || known.kind.is_some()
+        || [&b"panic: "[..], b"{\""].iter().any(|start| rest.starts_with(start))
+        || peel_printed(rest, &mut Head::default(), year).is_some();
+    if !tells {
+        return None;
+    }
+    let folders = path.rsplit(|&b| b == b'/').skip(1);
+    let of_node = |name: &&[u8]| std::str::from_utf8(name).is_ok_and(is_node_name);
+    if let Some(node) = folders.into_iter().find(of_node) {
+        head.node.get_or_insert(node);
+    }
+    Some(rest)
+}
+
+fn peel_printed<'a>(text: &'a [u8], head: &mut Head<'a>, year: i16) -> Option<&'a [u8]> {
     match text.first()? {
         b'<' => priority(text, head),
         b'[' => bracketed_time(text, head).or_else(|| pod(text, head)),
         b'#' => buildkit(text, head).or_else(|| workflow_command(text)),
         b':' => workflow_command(text),
-        b'0'..=b'9' => dated(text, head).or_else(|| syslog(text, head, year)).or_else(|| named(text, head)),
+        b'0'..=b'9' => short_unix(text, head)
+            .or_else(|| dated(text, head))
+            .or_else(|| syslog(text, head, year))
+            .or_else(|| named(text, head)),
         b' ' | b'\t' => None,
         _ => gitlab_section(text)
             .or_else(|| short_full(text, head))
@@ -202,6 +239,14 @@ fn dated<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
         }
     }
     Some(host_and_program(rest, head, true).unwrap_or(rest))
+}
+
+/// `1795229040.123456 host unit[1]: `, journald's short-unix.
+fn short_unix<'a>(text: &'a [u8], head: &mut Head<'a>) -> Option<&'a [u8]> {
+    let stamp = time::unix(text)?;
+    let rest = host_and_program(stamp.rest, head, false)?;
+    set_time(head, &stamp);
+    Some(rest)
 }
 
 /// `Sat 2026-11-21 02:44:00 UTC host unit[1]: `, journald's short-full.
