@@ -8,6 +8,7 @@ use std::io::{self, BufRead, Read};
 
 use jiff::Timestamp;
 
+use crate::broken;
 use crate::classify::{Classifier, Fatal, Place};
 use crate::dialect::time;
 use crate::evidence::SourceKind;
@@ -176,11 +177,20 @@ impl Scanner<'_> {
         while let Some(found) = prefilter.prefilter.find_at(block, at) {
             let start = block[..found.start()].iter().rposition(|&b| b == b'\n').map_or(0, |n| n + 1);
             let end = block[found.end()..].iter().position(|&b| b == b'\n').map_or(block.len(), |n| found.end() + n);
-            self.scan.lines += count_lines(&block[counted..start]);
-            counted = start;
-            let start = start.max(at);
-            let _ = self.line(block, start, end);
-            at = end;
+            let broken = broken::mend(block, at, start.max(at)..end);
+            let begin = broken.as_ref().map_or(start, |(range, _)| range.start);
+            self.scan.lines += count_lines(&block[counted..begin]);
+            counted = begin;
+            at = match broken {
+                Some((range, text)) => {
+                    let _ = self.text(&text, None);
+                    range.end
+                }
+                None => {
+                    let _ = self.line(block, start.max(at), end);
+                    end
+                }
+            };
             if at >= block.len() {
                 break;
             }
@@ -189,14 +199,17 @@ impl Scanner<'_> {
     }
 
     fn line(&mut self, block: &[u8], start: usize, end: usize) -> Option<Fatal> {
-        self.scan.examined += 1;
-        let raw = &block[start..end];
         let entry = export_entry(block, start, end);
-        let text = entry.as_ref().map_or(raw, |e| e.message);
+        let text = entry.as_ref().map_or(&block[start..end], |e| e.message);
+        self.text(text, entry.as_ref())
+    }
+
+    fn text(&mut self, text: &[u8], entry: Option<&Entry<'_>>) -> Option<Fatal> {
+        self.scan.examined += 1;
         if is_echoed_script(text) {
             return None;
         }
-        let entry_node = entry.as_ref().and_then(|e| e.node.clone());
+        let entry_node = entry.and_then(|e| e.node.clone());
         let node = self.folder.clone().or_else(|| entry_node.map(Cow::into_owned));
         let file = self.file.clone();
         let place = Place {
@@ -205,7 +218,7 @@ impl Scanner<'_> {
             kind: self.scan.source,
             origin: self.name,
             line: Some(self.scan.lines + 1),
-            at: entry.as_ref().and_then(|e| e.at),
+            at: entry.and_then(|e| e.at),
         };
         self.hostname(text, node.as_deref().or(file.as_deref()));
         self.classifier.take(text, &place)

@@ -8,6 +8,7 @@
 //! Architecture invariant: no I/O besides `std::io::Read`/`BufRead` inputs, no clock, no async. The same evidence in the
 //! same order gives the same verdict.
 
+mod broken;
 pub mod catalogue;
 pub mod classify;
 pub mod context;
