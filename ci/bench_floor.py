@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -47,7 +48,9 @@ class Ssh:
         self.master = None
 
     def connect(self, *forward):
-        self.master = subprocess.Popen(self.words[:-1] + ["-M", "-N", *forward, self.words[-1]], stdin=subprocess.DEVNULL)
+        # One connection for the banner and for ssh: each costs the guest an sshd.
+        knock = ["-o", "ProxyUseFdpass=yes", "-o", f"ProxyCommand={sys.executable} -B {__file__} %p"]
+        self.master = subprocess.Popen(self.words[:-1] + [*knock, "-M", "-N", *forward, self.words[-1]], stdin=subprocess.DEVNULL)
         until("control socket", lambda: os.path.exists(self.control) or self.failed())
 
     def failed(self):
@@ -74,9 +77,10 @@ def free_port():
 
 
 def banner(port, limit_s=GIVE_UP_S):
-    """Completes when the guest's sshd shows its banner. One that is not up yet leaves a connection unanswered for
-    seconds (libslirp sends the SYN again after 6 s), so that others follow it."""
+    """The connection on which the guest's sshd shows its banner. One whose network is not up yet leaves a connection
+    unanswered for seconds (libslirp sends the SYN again after 6 s), so that others follow it."""
     end = time.monotonic() + limit_s
+    found = None
     opened, next_at = [], 0.0
     try:
         with selectors.DefaultSelector() as ready:
@@ -89,15 +93,18 @@ def banner(port, limit_s=GIVE_UP_S):
                     next_at = time.monotonic() + 0.2
                 for key, _ in ready.select(LOOK_EVERY_S):
                     with contextlib.suppress(OSError):
-                        if key.fileobj.recv(4) == b"SSH-":
-                            return
+                        if key.fileobj.recv(4, socket.MSG_PEEK) == b"SSH-":
+                            found = key.fileobj
+                            found.setblocking(True)
+                            return found
                     ready.unregister(key.fileobj)
                     opened.remove(key.fileobj)
                     key.fileobj.close()
                     next_at = min(next_at, time.monotonic() + LOOK_EVERY_S)
     finally:
         for one in opened:
-            one.close()
+            if one is not found:
+                one.close()
     raise TimeoutError(f"no SSH banner within {limit_s} s")
 
 
@@ -251,7 +258,6 @@ def reach_all(plan, ports, sessions, work, key):
             name = node["name"]
             console = Path(node["vm"]["console_log"])
             until("seed", lambda: console.exists() and SEED_DONE in console.read_bytes())
-            banner(ports[name])
             session = Ssh(work, name, ports[name], key)
             sessions[name] = session
             session.connect()
@@ -285,3 +291,9 @@ def form(plan, sessions, work):
             session.forward(port, "127.0.0.1:6443")
             api = Api(port, kubeconfig, work)
         api.wait_ready(node["name"])
+
+
+if __name__ == "__main__":
+    # ssh's ProxyCommand with ProxyUseFdpass (ssh_config(5)): finds the guest and hands the connection over.
+    with banner(int(sys.argv[1])) as connection, socket.socket(fileno=1) as ssh:
+        socket.send_fds(ssh, [b"\0"], [connection.fileno()])

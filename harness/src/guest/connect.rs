@@ -39,6 +39,9 @@ use super::ssh::{Connection, SshTarget};
 const UNSEEN_PATIENCE: Duration = Duration::from_secs(15);
 /// How long after its network came up connections follow each other closely: the first may find no address there yet.
 const CLOSELY_FOR: Duration = Duration::from_secs(4);
+/// How long after that the first one is opened. An interface that has just come up may drop its answer (its queue is
+/// attached a moment later), and libslirp, asked in vain, asks again after 6 s, when nobody needs it any more.
+const UP_PAUSE: Duration = Duration::from_millis(150);
 /// Time between two connections then, and how long one is kept.
 const CLOSE_SPACING: Duration = Duration::from_millis(250);
 const CLOSE_LIFETIME: Duration = Duration::from_millis(1_500);
@@ -406,6 +409,7 @@ pub(super) async fn until(
             () = told(|seen| &seen.coming) => {
                 next = Instant::now();
                 if seen.is_some_and(|seen| seen.up.load(Ordering::Acquire)) {
+                    next += UP_PAUSE;
                     // Those made before the guest's network was up wait for a retransmission seconds away.
                     if !heard {
                         waiting.clear();
