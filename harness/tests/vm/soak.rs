@@ -334,9 +334,9 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).map(|dir| dir.filter_map(|entry| Some(entry.ok()?.path())).collect()).unwrap_or_default()
 }
 
-/// The phase a run had come to by its records, and what of them cannot be read.
+/// The phase a run had come to by its records when it was hit, and what of them cannot be read.
 fn read_records(dir: &Path) -> (String, Vec<String>) {
-    let (mut phase, mut trouble) = ("start".to_owned(), Vec::new());
+    let (mut phase, mut hit, mut trouble) = ("start".to_owned(), false, Vec::new());
     for file in entries(dir).into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "json")) {
         if let Err(error) = serde_json::from_slice::<Value>(&fs::read(&file).unwrap()) {
             trouble.push(format!("{} is no JSON: {error}", file.display()));
@@ -347,11 +347,17 @@ fn read_records(dir: &Path) -> (String, Vec<String>) {
     }
     for line in fs::read_to_string(dir.join("events.ndjson")).unwrap_or_default().lines() {
         match serde_json::from_str::<Value>(line) {
-            Ok(event) => match event["event"]["phase-started"]["phase"].as_str() {
-                Some(started) => phase = started.to_owned(),
-                None if event["event"]["run-finished"].is_object() => phase = "over".to_owned(),
-                None => {}
-            },
+            // What follows an interruption is the run's orderly end.
+            Ok(_) if hit => {}
+            Ok(event) => {
+                let [started, finished] = ["phase-started", "phase-finished"].map(|kind| &event["event"][kind]);
+                hit = finished["outcome"] == "interrupted";
+                if let Some(of) = started["phase"].as_str().or(finished["phase"].as_str().filter(|_| hit)) {
+                    phase = of.to_owned();
+                } else if event["event"]["run-finished"].is_object() {
+                    phase = "over".to_owned();
+                }
+            }
             Err(error) => trouble.push(format!("a line of events.ndjson is no JSON: {error}: {line}")),
         }
     }
