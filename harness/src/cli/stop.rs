@@ -60,9 +60,10 @@ pub(super) fn run(global: &Global, args: Args) -> Result<u8, CommandError> {
             }
         }
     });
-    // What a killed owner could not remove.
-    failed
-        .extend(dirs::reap(&folders).into_iter().filter_map(|(lab, removed)| Some(clean::left(&lab, &removed.err()?))));
+    // What a killed owner could not remove. Another lab's folder is `clean`'s business, unless all are meant.
+    let asked = |lab: &str| args.all || labs.iter().any(|asked| asked.record.lab == lab);
+    let reaped = dirs::reap(&folders).into_iter().filter(|(lab, _)| asked(lab));
+    failed.extend(reaped.filter_map(|(lab, removed)| Some(clean::left(&lab, &removed.err()?))));
     Ok(report(&failed))
 }
 

@@ -108,7 +108,8 @@ pub async fn prewarm(
 fn kind(reason: &str) -> PrewarmError {
     let reason = reason.to_ascii_lowercase();
     let says = |words: &str| reason.contains(words);
-    if says("no route") || says("unreachable") {
+    // sshd has no words for what fails at once, without a packet: there is no route.
+    if says("no route") || says("unreachable") || says("could not connect: open failed") {
         PrewarmError::NoRoute
     } else if says("refused") {
         PrewarmError::Refused
@@ -178,7 +179,7 @@ mod tests {
         let kinds = [
             ("it could not connect: Connection refused", PrewarmError::Refused),
             ("it could not connect: No route to host", PrewarmError::NoRoute),
-            ("it could not connect: Network is unreachable", PrewarmError::NoRoute),
+            ("it could not connect: open failed", PrewarmError::NoRoute),
             ("it could not connect: Connection timed out", PrewarmError::Timeout),
             ("no answer within 20 s", PrewarmError::Timeout),
             ("it is not allowed to", PrewarmError::Other),

@@ -277,8 +277,11 @@ async fn watch_from_outside(vm: &Vm, mgmt: &str, seen: &Sightings) -> Infallible
         match vm.ssh_connections_taken().await {
             Ok(0) => {}
             Ok(_) => break seen.taken(),
-            // The search goes on without it; a QEMU that is gone is the alarm's.
-            Err(error) => break tracing::debug!(%error, "QEMU does not tell of connections"),
+            // The search goes on without it, with one connection at a time; a QEMU that is gone is the alarm's.
+            Err(error) => {
+                tracing::debug!(%error, "QEMU does not tell of connections");
+                break seen.taken();
+            }
         }
     }
     std::future::pending().await

@@ -21,6 +21,8 @@ use crate::plan::{GuestCheck, NodePlan, Phase};
 const PATH_ATTEMPTS: u32 = 3;
 /// A port nobody listens on (discard, RFC 863): a refusal shows the path as well as a connection does.
 const QUIET_PORT: u16 = 9;
+/// What the last attempt asks for: an image may have a firewall that drops what it does not know.
+const SSH_PORT: u16 = 22;
 
 /// Starts the plan's switches, joins them, and plugs the DHCP servers in; what is known of each one's leases.
 ///
@@ -84,7 +86,7 @@ pub(super) async fn check_interfaces(
         let began = Instant::now();
         let leased = leased(node, leases, in_guest(limit)).await?;
         // Whatever it shows, the guest decides.
-        let _ = tokio::time::timeout(in_guest(limit) / 4, nics_up).await;
+        let _ = tokio::time::timeout(in_guest(limit.saturating_sub(began.elapsed())) / 4, nics_up).await;
         // What that took is not to be had again: the guest says what is missing before the phase is over.
         let left = limit.saturating_sub(began.elapsed());
         let output = guest
@@ -195,7 +197,8 @@ async fn check_path(cx: &Context, guest: &Guest, address: IpAddr, words: String)
     let limit = cx.limit(Duration::from_secs(3));
     let mut last = String::new();
     for attempt in 1..=PATH_ATTEMPTS {
-        match tokio::time::timeout(limit, guest.tcp_answered(&address.to_string(), QUIET_PORT)).await {
+        let port = if attempt == PATH_ATTEMPTS { SSH_PORT } else { QUIET_PORT };
+        match tokio::time::timeout(limit, guest.tcp_answered(&address.to_string(), port)).await {
             Ok(Ok(())) => return Ok(attempt),
             Ok(Err(error)) => last = error.to_string(),
             Err(_) => last = format!("no answer from {address} within {limit:.0?}"),

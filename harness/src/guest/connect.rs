@@ -60,8 +60,8 @@ const PATIENT_EVERY: u32 = 8;
 const OUTSTANDING_MAX: usize = 14;
 /// How long a connection is waited on once the guest is known to answer.
 const HEARD_LIFETIME: Duration = Duration::from_secs(25);
-/// Pause after the guest refused.
-const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// Pause after the guest refused, before patience: an answer of its kernel's, on average half of this later than it could be.
+const REFUSED_PAUSE: Duration = Duration::from_millis(25);
 /// Pause after a handshake that failed for a passing reason (sshd restarting, too many start-ups).
 const HANDSHAKE_PAUSE: Duration = Duration::from_millis(250);
 /// The handshake's share of a connection attempt.
@@ -98,7 +98,7 @@ impl Sightings {
     }
 }
 
-/// Checks the server's key, and keeps what ended the connection and what the server said of channels it did not open.
+/// Checks the server's key, and keeps what ended the connection and what the server said of connections it could not make.
 pub(super) struct Pinned {
     key: PublicKey,
     ended: Arc<OnceLock<String>>,
@@ -107,10 +107,11 @@ pub(super) struct Pinned {
 
 /// Reasons given, and not asked for, at most: nobody asks where a caller has given up.
 const REFUSALS_MAX: usize = 16;
-/// The library tells of a refusal first, and of its words right after.
-const WORDS_WITHIN: Duration = Duration::from_millis(200);
+/// The library tells of a refusal first, and of its words right after, from the same task: this much later only where the
+/// connection is lost in between, or its task does not run.
+const WORDS_WITHIN: Duration = Duration::from_secs(5);
 
-/// The server's words on the channels it would not open, in their order. The library's error has only a number.
+/// The server's words on TCP connections it could not make, in their order. The library's error has only a number.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     words: Mutex<VecDeque<String>>,
@@ -166,12 +167,14 @@ impl client::Handler for Pinned {
     async fn channel_open_failure(
         &mut self,
         _channel: ChannelId,
-        _reason: ChannelOpenFailure,
+        reason: ChannelOpenFailure,
         description: &str,
         _language: &str,
         _session: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        self.refusals.tell(description);
+        if reason == ChannelOpenFailure::ConnectFailed {
+            self.refusals.tell(description);
+        }
         Ok(())
     }
 
@@ -393,14 +396,15 @@ pub(super) async fn until(
                 Err(failure) => {
                     last = describe(&failure);
                     failed.failed(class_of(&failure), &last);
+                    let pause = REFUSED_PAUSE.mul_f64(pace);
                     match failure {
                         NoBanner::Ended { age, .. } if age < REFUSAL_AGE_MAX => {
                             heard = true;
                             // What else is open was made before the guest answered, and waits for a retransmission.
                             waiting.clear();
-                            next = Instant::now() + REFUSED_PAUSE;
+                            next = Instant::now() + pause;
                         }
-                        NoBanner::Local(_) => next = next.max(Instant::now() + REFUSED_PAUSE),
+                        NoBanner::Local(_) => next = next.max(Instant::now() + pause),
                         NoBanner::Ended { .. } | NoBanner::Silent => {}
                     }
                 }
@@ -428,7 +432,7 @@ pub(super) async fn until(
                 waiting.push(banner(target, lifetime, seen));
                 next = Instant::now()
                     + match heard {
-                        true => LOST_SPACING,
+                        true => LOST_SPACING.mul_f64(pace),
                         false if closely => CLOSE_SPACING,
                         false => SPACING.mul_f64(pace),
                     };

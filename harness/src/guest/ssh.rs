@@ -180,10 +180,8 @@ impl Session {
         }
         tokio::spawn(async move {
             // Refused or lost, there is just none: the next command opens its own.
-            match connection.handle.channel_open_session().await {
-                Ok(channel) => *connection.reserve() = Some(channel),
-                Err(russh::Error::ChannelOpenFailure(_)) => drop(connection.refusals.take().await),
-                Err(_) => {}
+            if let Ok(channel) = connection.handle.channel_open_session().await {
+                *connection.reserve() = Some(channel);
             }
             connection.refilling.store(false, Ordering::SeqCst);
         });
@@ -259,10 +257,7 @@ impl Connection {
             match self.handle.channel_open_session().await {
                 Ok(channel) => break channel,
                 // The caller's time limit bounds it.
-                Err(russh::Error::ChannelOpenFailure(_)) => {
-                    drop(self.refusals.take().await);
-                    tokio::time::sleep(REFUSED_PAUSE).await;
-                }
+                Err(russh::Error::ChannelOpenFailure(_)) => tokio::time::sleep(REFUSED_PAUSE).await,
                 Err(_) => return,
             }
         };
@@ -462,19 +457,28 @@ impl Guest {
             let connection = self.connection(end).await?;
             let opening = open(Arc::clone(&connection));
             let (sender, receiver) = oneshot::channel();
-            // In a task of its own: a caller that gives up must not leave an open channel on the server.
+            let refusing = Arc::clone(&connection);
+            // In a task of its own: a caller that gives up must not leave an open channel on the server, nor a refusal's
+            // words to the next one.
             tokio::spawn(async move {
-                if let Err(Ok(unwanted)) = sender.send(opening.await) {
+                let opened = opening.await;
+                let words = match &opened {
+                    Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed)) => {
+                        refusing.refusals.take().await
+                    }
+                    _ => String::new(),
+                };
+                if let Err((Ok(unwanted), _)) = sender.send((opened, words)) {
                     let unwanted: Channel<Msg> = unwanted;
                     let _ = unwanted.close().await;
                 }
             });
             match receiver.await {
-                Ok(Ok(channel)) => return Ok((connection, channel)),
-                Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
-                    let reason = match connection.refusals.take().await {
-                        words if words.is_empty() => why_refused(why),
-                        words => format!("{}: {words}", why_refused(why)),
+                Ok((Ok(channel), _)) => return Ok((connection, channel)),
+                Ok((Err(russh::Error::ChannelOpenFailure(why)), words)) => {
+                    let reason = match words.is_empty() {
+                        true => why_refused(why),
+                        false => format!("{}: {words}", why_refused(why)),
                     };
                     return Err(GuestError::ChannelRefused {
                         node: self.node().to_owned(),
@@ -482,7 +486,7 @@ impl Guest {
                         reason,
                     });
                 }
-                Ok(Err(e)) => reason = format!("{e} ({})", connection.ended()),
+                Ok((Err(e), _)) => reason = format!("{e} ({})", connection.ended()),
                 Err(_) => reason = connection.ended(),
             }
             // The connection's end is seen by its senders a moment before `is_closed` shows it.

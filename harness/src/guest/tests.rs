@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::testing::{Door, Sshd};
@@ -350,6 +352,22 @@ async fn a_tcp_connection_through_the_guest() {
     );
     guest.tcp_answered("127.0.0.1", port).await.unwrap();
     guest.tcp_answered("127.0.0.1", 1).await.unwrap();
+    // TCP to the broadcast address fails in the kernel, without a packet; sshd has no words of the system for that.
+    let error = guest.tcp_answered("255.255.255.255", 1).await.unwrap_err();
+    assert!(error.to_string().ends_with("it could not connect: open failed"), "{error}");
+}
+
+/// Whoever gives up leaves no words behind for the next one.
+#[tokio::test]
+async fn a_refusal_nobody_waited_for_is_not_taken_for_another() {
+    let sshd = Sshd::start();
+    let guest = sshd.guest().await;
+    for _ in 0..5 {
+        // Asked for, and dropped before the answer can be there.
+        assert!(guest.tcp_answered("127.0.0.1", 1).now_or_never().is_none());
+        let error = guest.tcp_answered("255.255.255.255", 1).await.unwrap_err();
+        assert!(!error.is_tcp_refusal(), "{error}");
+    }
 }
 
 #[tokio::test]
