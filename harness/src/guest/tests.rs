@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::testing::{Door, Sshd};
