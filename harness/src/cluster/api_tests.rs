@@ -204,7 +204,8 @@ async fn ready_is_noticed_as_it_happens() {
     let started = Instant::now();
     api.wait_nodes_ready(&[expected("server-1")], |_| {}).await;
     let elapsed = started.elapsed();
-    assert!(elapsed >= Duration::from_millis(600) && elapsed < Duration::from_millis(900), "{elapsed:?}");
+    // Asked for again, it would be a minute: the end of the watch.
+    assert!(elapsed >= Duration::from_millis(600) && elapsed < Duration::from_secs(10), "{elapsed:?}");
 }
 
 #[tokio::test]

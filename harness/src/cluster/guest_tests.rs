@@ -81,7 +81,7 @@ async fn a_member_that_takes_the_connection_and_says_nothing_is_timed_out() {
     let limit = Duration::from_millis(300);
     assert!(matches!(peer.members_at(LOOPBACK, port, limit).await, Err(EtcdError::TimedOut { .. })));
     assert!(matches!(health_at(&guest, port, limit).await, Err(EtcdError::TimedOut { .. })));
-    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[tokio::test]

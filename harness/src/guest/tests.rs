@@ -107,7 +107,8 @@ async fn a_command_that_never_returns_ends_at_its_deadline_and_is_gone_from_the_
     let started = Instant::now();
     let error = guest.exec("echo $$; exec sleep 1000", Duration::from_millis(500)).await.unwrap_err();
     assert!(started.elapsed() >= Duration::from_millis(500));
-    shorter_than(started, 700, "the deadline");
+    // Twice the deadline would be a second.
+    shorter_than(started, 950, "the deadline");
     let GuestError::Deadline { partial, limit, .. } = &error else { panic!("{error}") };
     assert_eq!(*limit, Duration::from_millis(500));
     let pid = partial.text().trim().to_owned();
@@ -214,7 +215,7 @@ async fn a_lost_connection_ends_the_command_and_is_repaired_by_the_next() {
     sshd.kill_sessions();
     let error = running.await.unwrap().unwrap_err();
     assert!(matches!(&error, GuestError::ConnectionLost { during, .. } if during == "under `sleep 1000`"), "{error}");
-    shorter_than(killed, 1_000, "noticing");
+    shorter_than(killed, 5_000, "noticing");
     assert_eq!(guest.exec("echo again", LONG).await.unwrap().stdout, b"again\n");
     assert_eq!(guest.connections(), 2);
 
