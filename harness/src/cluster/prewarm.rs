@@ -73,35 +73,35 @@ pub async fn prewarm(
         error: None,
         message: String::new(),
     };
-    let outcome = timeout_at(end, async {
-        let channel = match guest.direct_tcpip(&server.ip().to_string(), server.port()).await {
-            Ok(channel) => channel,
-            Err(GuestError::ChannelRefused { reason, .. }) => return Ok(Err((kind(&reason), reason))),
-            Err(error) => return Err(error),
+    let probed = timeout_at(end, async {
+        let refused = |error| match error {
+            GuestError::ChannelRefused { reason, .. } => Missed::Path(kind(&reason), reason),
+            error => Missed::Guest(error),
         };
+        let channel = guest.direct_tcpip(&server.ip().to_string(), server.port()).await.map_err(refused)?;
         sample.connect_ms = elapsed_ms();
-        let stream = match connector().connect(ServerName::IpAddress(server.ip().into()), channel).await {
-            Ok(stream) => stream,
-            Err(error) => return Ok(Err((PrewarmError::Tls, format!("tls: {error}")))),
-        };
+        let tls = connector().connect(ServerName::IpAddress(server.ip().into()), channel).await;
+        let stream = tls.map_err(|error| Missed::Path(PrewarmError::Tls, format!("tls: {error}")))?;
         sample.tls_ms = elapsed_ms();
-        match get(stream, &server.to_string(), path).await {
-            Ok((status, _)) => Ok(Ok(status.as_u16())),
-            Err(reason) => Ok(Err((PrewarmError::Other, reason))),
-        }
+        get(stream, &server.to_string(), path).await.map_err(|reason| Missed::Path(PrewarmError::Other, reason))
     })
-    .await;
+    .await
+    .unwrap_or_else(|_| {
+        Err(Missed::Path(PrewarmError::Timeout, format!("timed out after {:.0} s", limit.as_secs_f64())))
+    });
     sample.total_ms = elapsed_ms();
-    match outcome {
-        Ok(Ok(Ok(status))) => (sample.ok, sample.http_code) = (true, status),
-        Ok(Ok(Err((kind, reason)))) => (sample.error, sample.message) = (Some(kind), reason),
-        Ok(Err(error)) => return Err(error),
-        Err(_) => {
-            sample.error = Some(PrewarmError::Timeout);
-            sample.message = format!("timed out after {:.0} s", limit.as_secs_f64());
-        }
+    match probed {
+        Ok((status, _)) => (sample.ok, sample.http_code) = (true, status.as_u16()),
+        Err(Missed::Path(kind, message)) => (sample.error, sample.message) = (Some(kind), message),
+        Err(Missed::Guest(error)) => return Err(error),
     }
     Ok(sample)
+}
+
+/// Why there was no answer: the path does not work, or the guest could not be asked.
+enum Missed {
+    Path(PrewarmError, String),
+    Guest(GuestError),
 }
 
 /// What the words of `strerror(3)` in a refusal of the guest's sshd say of the path.

@@ -15,9 +15,8 @@
 //! guest's network is up, and none follows one that was taken. Without that, connections follow each other at a fixed
 //! spacing while nothing has been heard, and few live at once.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -26,7 +25,7 @@ use russh::client::{self, AuthResult, DisconnectReason};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{ChannelId, ChannelOpenFailure, Preferred, kex};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::GuestError;
@@ -102,47 +101,11 @@ impl Sightings {
 pub(super) struct Pinned {
     key: PublicKey,
     ended: Arc<OnceLock<String>>,
-    refusals: Arc<Refusals>,
+    refusals: mpsc::Sender<String>,
 }
 
-/// Reasons given, and not asked for, at most: nobody asks where a caller has given up.
+/// Refusals told and not yet taken, at most: each is taken by the task that opened the channel.
 const REFUSALS_MAX: usize = 16;
-/// The library tells of a refusal first, and of its words right after, from the same task: this much later only where the
-/// connection is lost in between, or its task does not run.
-const WORDS_WITHIN: Duration = Duration::from_secs(5);
-
-/// The server's words on TCP connections it could not make, in their order. The library's error has only a number.
-#[derive(Debug, Default)]
-pub(super) struct Refusals {
-    words: Mutex<VecDeque<String>>,
-    came: Notify,
-}
-
-impl Refusals {
-    fn tell(&self, words: &str) {
-        let mut all = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() == REFUSALS_MAX {
-            all.pop_front();
-        }
-        all.push_back(words.to_owned());
-        drop(all);
-        self.came.notify_one();
-    }
-
-    /// The words of the refusal a caller has just learnt of. Of two at the same moment they may be exchanged.
-    pub(super) async fn take(&self) -> String {
-        let taken = async {
-            loop {
-                let first = self.words.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                match first {
-                    Some(words) => break words,
-                    None => self.came.notified().await,
-                }
-            }
-        };
-        tokio::time::timeout(WORDS_WITHIN, taken).await.unwrap_or_default()
-    }
-}
 
 /// An error inside a handshake: ours or the library's.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +136,8 @@ impl client::Handler for Pinned {
         _session: &mut client::Session,
     ) -> Result<(), Self::Error> {
         if reason == ChannelOpenFailure::ConnectFailed {
-            self.refusals.tell(description);
+            // Full, it holds words that nobody takes any more.
+            let _ = self.refusals.try_send(description.to_owned());
         }
         Ok(())
     }
@@ -269,8 +233,8 @@ async fn handshake(target: &SshTarget, stream: TcpStream) -> Result<Connection, 
         offered,
     };
     let ended = Arc::new(OnceLock::new());
-    let refusals = Arc::new(Refusals::default());
-    let handler = Pinned { key: target.host_key.clone(), ended: Arc::clone(&ended), refusals: Arc::clone(&refusals) };
+    let (refusals, refused) = mpsc::channel(REFUSALS_MAX);
+    let handler = Pinned { key: target.host_key.clone(), ended: Arc::clone(&ended), refusals };
     let mut handle =
         client::connect_stream(Arc::new(client_config(target)), stream, handler).await.map_err(|e| match e {
             HandshakeError::HostKey { offered } => mismatch(offered),
@@ -282,7 +246,7 @@ async fn handshake(target: &SshTarget, stream: TcpStream) -> Result<Connection, 
     let key = PrivateKeyWithHashAlg::new(Arc::clone(&target.identity), None);
     let answer = handle.authenticate_publickey(&target.user, key).await.map_err(|e| lost(e.to_string()))?;
     match answer {
-        AuthResult::Success => Ok(Connection::new(handle, ended, refusals)),
+        AuthResult::Success => Ok(Connection::new(handle, ended, refused)),
         // The library reports a connection that broke during the login as a failure without alternatives.
         AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() && handle.is_closed() => {
             Err(lost(ended.get().cloned().unwrap_or_else(|| "closed during the login".into())))

@@ -14,10 +14,10 @@ use futures::FutureExt;
 use russh::client::{Handle, Msg};
 use russh::keys::{PrivateKey, PublicKey};
 use russh::{Channel, ChannelOpenFailure, ChannelReadHalf, ChannelStream, ChannelWriteHalf, Disconnect};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::connect::{self, Pinned, Refusals};
+use super::connect::{self, Pinned};
 use super::error::GuestError;
 use super::news::{NewsSink, SshNews};
 
@@ -31,6 +31,9 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(25);
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 /// Time for killing what an abandoned command left running.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// The library tells of a refusal first, and of its words right after, from the same task: this much later only where that
+/// does not run.
+const WORDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often an operation that has not had its effect yet moves to a new connection.
 const OPEN_ATTEMPTS: u32 = 5;
 
@@ -102,7 +105,8 @@ struct Inner {
 pub(super) struct Connection {
     handle: Handle<Pinned>,
     ended: Arc<OnceLock<String>>,
-    refusals: Arc<Refusals>,
+    /// The server's words on TCP connections it could not make, in their order: the library's error has only a number.
+    refused: tokio::sync::Mutex<mpsc::Receiver<String>>,
     /// A session channel opened ahead of its use, which saves every command a round trip.
     reserve: Mutex<Option<Channel<Msg>>>,
     /// Whether that is being opened.
@@ -112,15 +116,21 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(handle: Handle<Pinned>, ended: Arc<OnceLock<String>>, refusals: Arc<Refusals>) -> Self {
+    pub(super) fn new(handle: Handle<Pinned>, ended: Arc<OnceLock<String>>, refused: mpsc::Receiver<String>) -> Self {
         Connection {
             handle,
             ended,
-            refusals,
+            refused: tokio::sync::Mutex::new(refused),
             reserve: Mutex::new(None),
             refilling: AtomicBool::new(false),
             killing: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// The words of the refusal the caller has just learnt of. Of two at the same moment they may be exchanged.
+    async fn refusal(&self) -> String {
+        let told = async { self.refused.lock().await.recv().await };
+        tokio::time::timeout(WORDS_WITHIN, told).await.ok().flatten().unwrap_or_default()
     }
 
     fn reserve(&self) -> std::sync::MutexGuard<'_, Option<Channel<Msg>>> {
@@ -464,7 +474,7 @@ impl Guest {
                 let opened = opening.await;
                 let words = match &opened {
                     Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed)) => {
-                        refusing.refusals.take().await
+                        refusing.refusal().await
                     }
                     _ => String::new(),
                 };
