@@ -31,7 +31,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::error::GuestError;
 use super::keys::fingerprint;
 use super::news::{AttemptClass, Attempts, SshNews};
-use super::ssh::{Connection, SshTarget};
+use super::session::Connection;
+use super::ssh::SshTarget;
 
 /// How long a guest that is watched from outside is left alone: in so long, one whose network does not come up has shown that
 /// the watch does not see it.

@@ -7,7 +7,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::{GuestError, brief, tail};
 use super::quote::quote;
-use super::ssh::{Guest, Session};
+use super::session::Session;
+use super::ssh::Guest;
 
 /// Bytes kept of each of stdout and stderr; the rest is read and dropped.
 pub(crate) const OUTPUT_MAX_BYTES: usize = 4 * 1024 * 1024;

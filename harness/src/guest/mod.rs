@@ -3,7 +3,8 @@
 //! | file | concern |
 //! |---|---|
 //! | `keys` | ed25519 key pairs for hosts and for the harness |
-//! | `ssh` | [`Guest`]: the connection, its repair, session channels |
+//! | `ssh` | [`Guest`]: the connection, its repair, channels |
+//! | `session` | one connection, and a session that leaves nothing running |
 //! | `connect` | from a closed port to an authenticated connection |
 //! | `exec` | one command: output, status, deadline; files over it |
 //! | `stream` | a long-running command, line by line |
@@ -27,6 +28,7 @@ mod keys;
 mod news;
 mod pipe;
 mod quote;
+mod session;
 mod ssh;
 mod stream;
 

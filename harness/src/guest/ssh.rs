@@ -4,36 +4,31 @@
 //! the queue is full: a slow reader of one channel would hold up all of them. So whoever reads a channel
 //! here reads it to the end, and drops (marked) or reopens (the journal) where its own reader is too slow.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use futures::FutureExt;
-use russh::client::{Handle, Msg};
+use russh::client::Msg;
 use russh::keys::{PrivateKey, PublicKey};
-use russh::{Channel, ChannelOpenFailure, ChannelReadHalf, ChannelStream, ChannelWriteHalf, Disconnect};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use russh::{Channel, ChannelOpenFailure, ChannelStream, Disconnect};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
-use super::connect::{self, Pinned};
+use super::connect;
 use super::error::GuestError;
 use super::news::{NewsSink, SshNews};
+use super::session::{Connection, REFUSED_PAUSE, Session};
 
 /// Session channels in use at one time. sshd's default `MaxSessions` is 10; one more is kept in reserve, one
 /// may be killing, and sshd counts a closed one until it has gone through what it has read.
 const SESSIONS_MAX: u32 = 6;
-/// How long a session that was refused is asked for again, and the pause before that.
+/// How long a session that was refused is asked for again.
 const REFUSED_LIMIT: Duration = Duration::from_secs(2);
-const REFUSED_PAUSE: Duration = Duration::from_millis(25);
 /// Time a channel may take to open.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 /// Time for killing what an abandoned command left running.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// The library tells of a refusal first, and of its words right after, from the same task: this much later only where that
-/// does not run.
-const WORDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often an operation that has not had its effect yet moves to a new connection.
 const OPEN_ATTEMPTS: u32 = 5;
 
@@ -99,182 +94,6 @@ struct Inner {
     sessions: Arc<Semaphore>,
     closed: AtomicBool,
     connections: AtomicU64,
-}
-
-/// One authenticated connection.
-pub(super) struct Connection {
-    handle: Handle<Pinned>,
-    ended: Arc<OnceLock<String>>,
-    /// The server's words on TCP connections it could not make, in their order: the library's error has only a number.
-    refused: tokio::sync::Mutex<mpsc::Receiver<String>>,
-    /// A session channel opened ahead of its use, which saves every command a round trip.
-    reserve: Mutex<Option<Channel<Msg>>>,
-    /// Whether that is being opened.
-    refilling: AtomicBool,
-    /// Held while an abandoned command is killed: one at a time, to stay within the server's sessions.
-    killing: tokio::sync::Mutex<()>,
-}
-
-impl Connection {
-    pub(super) fn new(handle: Handle<Pinned>, ended: Arc<OnceLock<String>>, refused: mpsc::Receiver<String>) -> Self {
-        Connection {
-            handle,
-            ended,
-            refused: tokio::sync::Mutex::new(refused),
-            reserve: Mutex::new(None),
-            refilling: AtomicBool::new(false),
-            killing: tokio::sync::Mutex::new(()),
-        }
-    }
-
-    /// The words of the refusal the caller has just learnt of. Of two at the same moment they may be exchanged.
-    async fn refusal(&self) -> String {
-        let told = async { self.refused.lock().await.recv().await };
-        tokio::time::timeout(WORDS_WITHIN, told).await.ok().flatten().unwrap_or_default()
-    }
-
-    fn reserve(&self) -> std::sync::MutexGuard<'_, Option<Channel<Msg>>> {
-        // A poisoned lock still guards a whole value: nothing is left half-done under it.
-        self.reserve.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn ended(&self) -> String {
-        self.ended.get().cloned().unwrap_or_else(|| "connection closed".into())
-    }
-
-    /// The reserved channel, unless the server has closed it meanwhile.
-    fn take_reserve(&self) -> Option<Channel<Msg>> {
-        let mut channel = self.reserve().take()?;
-        match channel.wait().now_or_never() {
-            None | Some(Some(russh::ChannelMsg::WindowAdjusted { .. })) => Some(channel),
-            Some(_) => None,
-        }
-    }
-}
-
-/// A session channel in use. Dropping it before its end closes it and kills what runs on it.
-///
-/// A closed channel alone would not do: sshd lets the command run on, keeps the session in use until it
-/// ends, and takes no signal requests for root (`session_signal_req`). So every command carries a tag in
-/// its environment, by which its process group is found and killed.
-pub(super) struct Session {
-    pub(super) reader: ChannelReadHalf,
-    pub(super) writer: Arc<ChannelWriteHalf<Msg>>,
-    connection: Arc<Connection>,
-    tag: String,
-    kill_limit: Duration,
-    started: bool,
-    permit: Option<OwnedSemaphorePermit>,
-    finished: bool,
-}
-
-impl Session {
-    /// Asks for the command to be run. An error means that the connection is lost.
-    pub(super) async fn exec(&mut self, command: &str) -> Result<(), russh::Error> {
-        self.started = true;
-        self.writer.exec(true, format!("export {TAG}={};{command}", self.tag)).await
-    }
-
-    /// What ended the connection below, for messages.
-    pub(super) fn lost(&self) -> String {
-        self.connection.ended()
-    }
-
-    /// The server has closed the channel: nothing is left to clean up, and the next one can be opened ahead.
-    pub(super) fn finish(mut self) {
-        self.finished = true;
-        let connection = Arc::clone(&self.connection);
-        let wanted = !connection.handle.is_closed() && connection.reserve().is_none();
-        if !wanted || connection.refilling.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        tokio::spawn(async move {
-            // Refused or lost, there is just none: the next command opens its own.
-            if let Ok(channel) = connection.handle.channel_open_session().await {
-                *connection.reserve() = Some(channel);
-            }
-            connection.refilling.store(false, Ordering::SeqCst);
-        });
-    }
-
-    /// The command is over, and only something that it left behind on purpose holds the channel open.
-    pub(super) async fn abandon_channel(mut self) {
-        self.finished = true;
-        let _ = self.writer.close().await;
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if self.finished || self.connection.handle.is_closed() {
-            return;
-        }
-        let writer = Arc::clone(&self.writer);
-        let connection = Arc::clone(&self.connection);
-        let (tag, limit, permit) = (std::mem::take(&mut self.tag), self.kill_limit, self.permit.take());
-        let started = self.started;
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let _ = tokio::time::timeout(limit, async {
-                    let _ = writer.close().await;
-                    if started {
-                        connection.kill(&tag).await;
-                    }
-                })
-                .await;
-                drop(permit);
-            });
-        }
-    }
-}
-
-/// The environment variable that carries a command's tag.
-const TAG: &str = "HARNESS_EXEC";
-
-/// A tag that no other command has, of this process or another.
-fn new_tag() -> String {
-    static PROCESS: OnceLock<u64> = OnceLock::new();
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let process = PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()));
-    format!("{process:016x}{:08x}", COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The command that kills the process group started with `tag`.
-///
-/// The shell that was started by sshd leads its group and has the tag in its command line, and what it
-/// replaced itself with has it in its environment. The pattern is put together by the shell, so that this
-/// command's own line does not match; of the other hits only group leaders are hit by `kill -- -PID`.
-/// A second look is for a shell that sshd was only about to start.
-fn kill_command(tag: &str) -> String {
-    let (head, tail) = tag.split_at(tag.len() / 2);
-    format!(
-        "exec 2>/dev/null; for n in 1 2; do \
-           for f in $(grep -lsaF {TAG}={head}''{tail} /proc/[0-9]*/cmdline /proc/[0-9]*/environ); do \
-             p=${{f#/proc/}}; kill -KILL -- \"-${{p%%/*}}\" && exit 0; \
-           done; sleep 1; \
-         done"
-    )
-}
-
-impl Connection {
-    /// Kills the process group of a command, as well as that can be done. Nobody waits for it.
-    async fn kill(&self, tag: &str) {
-        let _one_at_a_time = self.killing.lock().await;
-        let mut channel = loop {
-            if let Some(channel) = self.take_reserve() {
-                break channel;
-            }
-            match self.handle.channel_open_session().await {
-                Ok(channel) => break channel,
-                // The caller's time limit bounds it.
-                Err(russh::Error::ChannelOpenFailure(_)) => tokio::time::sleep(REFUSED_PAUSE).await,
-                Err(_) => return,
-            }
-        };
-        if channel.exec(false, kill_command(tag)).await.is_ok() {
-            while !matches!(channel.wait().await, Some(russh::ChannelMsg::Close) | None) {}
-        }
-    }
 }
 
 impl Guest {
@@ -424,16 +243,8 @@ impl Guest {
             }
         };
         let (reader, writer) = channel.split();
-        Ok(Session {
-            reader,
-            writer: Arc::new(writer),
-            connection,
-            tag: new_tag(),
-            kill_limit: self.inner.target.scaled(KILL_LIMIT),
-            started: false,
-            permit: Some(permit),
-            finished: false,
-        })
+        let kill_limit = self.inner.target.scaled(KILL_LIMIT);
+        Ok(Session::new(reader, writer, connection, permit, kill_limit))
     }
 
     /// The live connection, or a new one made before `end`.

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::error::{GuestError, brief};
 use super::exec::signal_text;
-use super::ssh::{Guest, Session};
+use super::session::Session;
+use super::ssh::Guest;
 
 /// The longest line that is kept whole, in bytes.
 pub(super) const LINE_MAX_BYTES: usize = 64 * 1024;
