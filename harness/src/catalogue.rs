@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] = &[
     ("datastore-corrupt.yaml", include_str!("../catalogue/datastore-corrupt.yaml")),
     ("disk-full.yaml", include_str!("../catalogue/disk-full.yaml")),
     ("duplicate-node.yaml", include_str!("../catalogue/duplicate-node.yaml")),
+    ("etcd-half-made.yaml", include_str!("../catalogue/etcd-half-made.yaml")),
     ("etcd-membership.yaml", include_str!("../catalogue/etcd-membership.yaml")),
     ("exec-missing.yaml", include_str!("../catalogue/exec-missing.yaml")),
     ("firewall.yaml", include_str!("../catalogue/firewall.yaml")),
