@@ -357,6 +357,18 @@ pub fn blame_of(attribution: Attribution) -> Blame {
     }
 }
 
+/// The same the other way, `None` for a run that somebody asked to end.
+#[must_use]
+pub const fn attribution_of(blame: Blame) -> Option<Attribution> {
+    match blame {
+        Blame::Environment => Some(Attribution::Environment),
+        Blame::Product => Some(Attribution::Product),
+        Blame::Harness => Some(Attribution::Harness),
+        Blame::Usage => Some(Attribution::Configuration),
+        Blame::Interrupted => None,
+    }
+}
+
 // A panic while a lock was held ends the run anyway; its evidence is still worth having.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
