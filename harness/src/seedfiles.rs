@@ -83,6 +83,9 @@ fn management(node: &NodePlan, files: &mut Files) {
             format!("Address={}/{}", mgmt.address, mgmt.prefix),
             // k3s looks for a default route to find its addresses by.
             format!("Gateway={}", mgmt.gateway),
+            // The initrd has configured it and sshd answers on it: networkd would take the address away for a moment, and a
+            // packet that meets it then is sent again a second later.
+            "KeepConfiguration=static".to_owned(),
         ],
     );
 }
