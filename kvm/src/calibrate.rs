@@ -64,14 +64,15 @@ impl Calibration {
     }
 }
 
-/// Measures it: two runs of QEMU, together less than half a second.
+/// Measures it: two runs of QEMU, together a fifth of a second.
 ///
 /// # Errors
 /// [`Error::Calibration`] where the guest did not do its loop; what starting QEMU can fail with.
 pub async fn calibrate(accel: Accel, supervisor: &Supervisor) -> Result<Calibration, Error> {
     let many: u32 = match accel {
-        Accel::Kvm => 100_000_000,
-        Accel::Tcg => 15_000_000,
+        // A twentieth of a second or more either way: ten times what starting QEMU varies by, and every run waits for it.
+        Accel::Kvm => 30_000_000,
+        Accel::Tcg => 5_000_000,
     };
     let few = 1;
     let start_up = run(accel, few, supervisor).await?;
