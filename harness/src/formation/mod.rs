@@ -36,7 +36,6 @@ use crate::lab::sampler::HostSampler;
 use crate::lab::{AlarmBell, Guard, Lab, LabDirs, OwnedTools};
 use crate::plan::{NodePlan, Phase, Plan};
 use crate::record::{Folders, RunDir};
-use crate::scenario::Role;
 use context::Context;
 use report::Ended;
 pub use standing::Standing;
@@ -197,27 +196,23 @@ async fn form(
             .ok_or_else(|| Failure::new(Blame::Harness, format!("{} was never reached", node.name)))
     };
     let first = cx.first_server()?;
-    let cluster = primary::primary(cx, &guest(first)?, pump.subscribe()).await?;
-    let mut servers = vec![(first, guest(first)?)];
+    let mut cluster = primary::primary(cx, &guest(first)?, pump.subscribe()).await?;
     if cx.plan.nodes.len() == 1 {
         cx.skip(Phase::Prewarm, "a cluster of one");
         cx.skip(Phase::Join, "a cluster of one");
-        join::settle(cx, &servers, &cluster, &first.name).await?;
+        join::settle(cx, &cluster, &first.name).await?;
     }
     for node in cx.plan.joiners() {
         let joiner = guest(node)?;
         if !cx.goes_without(Phase::Prewarm) {
             prewarm::prewarm(cx, &joiner).await?;
         }
-        join::join(cx, &joiner, node, &cluster, pump.subscribe()).await?;
-        if node.role == Role::Server {
-            servers.push((node, joiner));
-        }
+        cluster.servers.extend(join::join(cx, &joiner, node, &cluster, pump.subscribe()).await?);
         if !cx.goes_without(Phase::Settle) {
-            join::settle(cx, &servers, &cluster, &node.name).await?;
+            join::settle(cx, &cluster, &node.name).await?;
         }
     }
-    join::verify(cx, &servers, &cluster).await
+    join::verify(cx, &cluster).await
 }
 
 /// A node that has answered: its interfaces, that it is who it should be, and that nothing of an earlier k3s is on it. The

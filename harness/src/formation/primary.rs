@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use crate::cluster::{ClusterApi, ExpectedNode, NodeState, WatchNote};
+use crate::cluster::{ClusterApi, EtcdPeer, ExpectedNode, NodeState, WatchNote};
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::{Context, Done};
 use crate::formation::unit;
-use crate::guest::Forward;
-use crate::guest::Guest;
+use crate::guest::{Forward, Guest};
 use crate::lab::evidence::NodeEntry;
 use crate::plan::{NodePlan, Phase};
 use crate::redact::redact;
@@ -23,62 +22,93 @@ const TOKEN: &str = "/var/lib/rancher/k3s/server/token";
 const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
 
 /// The way into a cluster that has been initialised.
-pub(super) struct Cluster {
+pub(super) struct Cluster<'a> {
     /// The token further nodes join with. Never in a record.
     pub(super) token: String,
     /// The administrator's kubeconfig, valid for every server: they share their authorities.
     pub(super) kubeconfig: String,
+    /// The servers that run, the first of them first.
+    pub(super) servers: Vec<Server<'a>>,
+}
+
+impl Cluster<'_> {
     /// The first server's API.
+    pub(super) fn api(&self) -> &ClusterApi {
+        &self.servers[0].api
+    }
+}
+
+/// What is open on a server that runs.
+pub(super) struct Server<'a> {
+    pub(super) node: &'a NodePlan,
+    pub(super) guest: Guest,
+    /// Its own API.
     pub(super) api: ClusterApi,
+    /// Its etcd, asked as itself: etcd compares the addresses in a peer's certificate with where it is asked from.
+    pub(super) etcd: EtcdPeer,
     _forward: Forward,
+}
+
+impl<'a> Server<'a> {
+    /// Opens the ways to a server of which k3s says that it is up.
+    ///
+    /// # Errors
+    /// The environment's failure, or the product's where it left no certificates or none that can be used.
+    pub(super) async fn open(
+        cx: &Context,
+        guest: &Guest,
+        node: &'a NodePlan,
+        kubeconfig: &str,
+    ) -> Result<Self, Failure> {
+        let etcd = EtcdPeer::load(guest, cx.limit(Duration::from_secs(10)))
+            .await
+            .map_err(|error| Failure::from_error(Blame::Product, "reading the certificates of etcd", &error))?;
+        // Its own loopback is what the API's certificate is valid for.
+        let forward = Forward::open(guest.clone(), "127.0.0.1", 6443)
+            .await
+            .map_err(|error| Failure::from_error(Blame::Environment, "opening the way to the API", &error))?;
+        let api = ClusterApi::new(guest.node(), kubeconfig, forward.local_addr())
+            .await
+            .map_err(|error| Failure::from_error(Blame::Product, "using the kubeconfig k3s wrote", &error))?;
+        Ok(Server { node, guest: guest.clone(), api, etcd, _forward: forward })
+    }
 }
 
 /// Starts the first server and waits until its node is Ready with its roles.
 ///
 /// # Errors
 /// The product's or the environment's failure.
-pub(super) async fn primary(
-    cx: &Context,
+pub(super) async fn primary<'a>(
+    cx: &'a Context,
     guest: &Guest,
     entries: broadcast::Receiver<Arc<NodeEntry>>,
-) -> Result<Cluster, Failure> {
+) -> Result<Cluster<'a>, Failure> {
     let node = cx.first_server()?;
     cx.phase(Phase::Primary, Some(&node.name), format!("{} up and the node Ready", node.k3s_unit), async {
         let mut watch = unit::start(cx, guest, node, None, entries).await?;
         watch.started().await?;
         cx.progress(Phase::Primary, Some(&node.name), "k3s says it is up; waiting for the node to be Ready");
-        let [token, kubeconfig] = guest
-            .read_texts(&[TOKEN.to_owned(), KUBECONFIG.to_owned()], cx.limit(Duration::from_secs(10)))
-            .await
-            .map_err(|error| Failure::from_error(Blame::Product, "reading what k3s leaves for joiners", &error))?;
-        let token = token.trim().to_owned();
-        if token.is_empty() {
-            return Err(Failure::product(format!("{TOKEN} is empty")));
-        }
-        let (api, forward) = open_api(guest, &kubeconfig).await?;
         let wanted = [expected(node)];
-        let nodes = tokio::select! {
-            nodes = wait_ready(cx, Phase::Primary, &api, &wanted) => nodes,
+        let ready = async {
+            let [token, kubeconfig] = guest
+                .read_texts(&[TOKEN.to_owned(), KUBECONFIG.to_owned()], cx.limit(Duration::from_secs(10)))
+                .await
+                .map_err(|error| Failure::from_error(Blame::Product, "reading what k3s leaves for joiners", &error))?;
+            let token = token.trim().to_owned();
+            if token.is_empty() {
+                return Err(Failure::product(format!("{TOKEN} is empty")));
+            }
+            let server = Server::open(cx, guest, node, &kubeconfig).await?;
+            let nodes = wait_ready(cx, Phase::Primary, &server.api, &wanted).await;
+            Ok((Cluster { token, kubeconfig, servers: vec![server] }, nodes))
+        };
+        let (cluster, nodes) = tokio::select! {
+            ready = ready => ready?,
             failure = watch.broken() => return Err(failure),
         };
-        let note = format!("{}{}", describe(&nodes), restarts_note(watch.exits));
-        Ok(Done::new(Cluster { token, kubeconfig, api, _forward: forward }, note))
+        Ok(Done::new(cluster, format!("{}{}", describe(&nodes), restarts_note(watch.exits))))
     })
     .await
-}
-
-/// A server's API through an SSH channel to its own loopback, for which its certificate is valid.
-///
-/// # Errors
-/// The environment's failure.
-pub(super) async fn open_api(guest: &Guest, kubeconfig: &str) -> Result<(ClusterApi, Forward), Failure> {
-    let forward = Forward::open(guest.clone(), "127.0.0.1", 6443)
-        .await
-        .map_err(|error| Failure::from_error(Blame::Environment, "opening the way to the API", &error))?;
-    let api = ClusterApi::new(guest.node(), kubeconfig, forward.local_addr())
-        .await
-        .map_err(|error| Failure::from_error(Blame::Product, "using the kubeconfig k3s wrote", &error))?;
-    Ok((api, forward))
 }
 
 /// Waits by list and watch until the nodes are Ready with their roles, saying on the way what is missing.
