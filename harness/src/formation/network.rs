@@ -216,13 +216,19 @@ fn in_guest(limit: Duration) -> Duration {
 }
 
 /// Waits in the guest until everything is there, with cheap looks at files, and says what is missing otherwise. A round
-/// starts two programs: each costs an emulated CPU tens of milliseconds.
+/// starts a program or two: each costs an emulated CPU tens of milliseconds. Addresses come last, so that the rest is looked at
+/// when they are there, and once when the time is over.
 ///
 /// A leg of a bond without a carrier is not waited for until the deadline: a cable does not come late. Where nothing else
 /// has been missing for an eighth of the time, that is the answer.
 fn wait_script(node: &NodePlan, limit: Duration) -> String {
-    let mut script = String::new();
+    let (mut script, mut addresses) = (String::new(), String::new());
     let mut note = String::new();
+    let is_leg = |nic: &str| {
+        let mut bonds = node.checks.iter();
+        bonds.any(|check| matches!(check, GuestCheck::Bond { members, .. } if members.iter().any(|leg| leg == nic)))
+    };
+    let links = if node.bond.is_some() { "links=$(ip -o link show)\n" } else { "" };
     for check in &node.checks {
         if let GuestCheck::Bond { interface, mode, members } = check {
             let active = members.iter().map(|leg| format!("\"Currently Active Slave: {leg}\"")).collect::<Vec<_>>();
@@ -242,13 +248,17 @@ fn wait_script(node: &NodePlan, limit: Duration) -> String {
             }
         }
         let (test, words) = match check {
-            GuestCheck::Nic { interface, mac } => (
-                // A bond's leg wears the bond's address; its own is `permaddr`, which only `ip` tells.
-                format!(
-                    "is=${{links#*\": {interface}: \"}}; case ${{is%%\"$nl\"*}} in *' {mac}'*) ;; *) false ;; esac"
-                ),
-                format!("{interface} with MAC {mac}"),
-            ),
+            GuestCheck::Nic { interface, mac } => {
+                let test = if is_leg(interface) {
+                    // It wears the bond's address; its own is `permaddr`, which only `ip` tells.
+                    format!(
+                        "is=${{links#*\": {interface}: \"}}; case ${{is%%\"$nl\"*}} in *' {mac}'*) ;; *) false ;; esac"
+                    )
+                } else {
+                    format!("read -r is </sys/class/net/{interface}/address && [ $is = {mac} ]")
+                };
+                (test, format!("{interface} with MAC {mac}"))
+            }
             GuestCheck::Bond { interface, mode, members } => {
                 note = format!("[ -z \"$leg\" ] || echo \"bond {interface} active on $leg\"\n");
                 (
@@ -270,16 +280,19 @@ fn wait_script(node: &NodePlan, limit: Duration) -> String {
             ),
             GuestCheck::Reach { .. } => continue,
         };
-        script.push_str(&format!("{{ {test}; }} 2>/dev/null || {{ m=\"$m;{words}\"; other=1; }}\n"));
+        let checks = if matches!(check, GuestCheck::Address { .. }) { &mut addresses } else { &mut script };
+        checks.push_str(&format!("{{ {test}; }} 2>/dev/null || {{ m=\"$m;{words}\"; other=1; }}\n"));
     }
     let seconds = in_guest(limit).as_secs().max(1);
     let patience = (seconds / 8).max(3);
     format!(
-        "nl='\n'\nread -r up _ </proc/uptime\nend=$((${{up%.*}}+{seconds}))\nsince=\nwhile :; do\nm=\nother=\n\
-         addresses=$(ip -4 -o addr show up) links=$(ip -o link show)\n{script}[ -z \"$m\" ] && break\n\
-         read -r up _ </proc/uptime\n\
-         if [ -z \"$other\" ]; then since=${{since:-${{up%.*}}}}; [ $((${{up%.*}}-since)) -lt {patience} ] || end=0; else since=; fi\n\
-         if [ ${{up%.*}} -ge $end ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.25\ndone\n{note}{WHO}exit 0\n"
+        "nl='\n'\nread -r up _ </proc/uptime\nend=$((${{up%.*}}+{seconds}))\nsince=\nwhile :; do\nm=\nother=\nover=\n\
+         read -r up _ </proc/uptime\n[ ${{up%.*}} -lt $end ] || over=1\n\
+         addresses=$(ip -4 -o addr show up)\n{addresses}\
+         if [ -z \"$m\" ] || [ -n \"$over\" ]; then\n{links}{script}fi\n\
+         [ -z \"$m\" ] && break\n\
+         if [ -z \"$other\" ]; then since=${{since:-${{up%.*}}}}; [ $((${{up%.*}}-since)) -lt {patience} ] || over=1; else since=; fi\n\
+         if [ -n \"$over\" ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.1\ndone\n{note}{WHO}exit 0\n"
     )
 }
 
@@ -288,6 +301,44 @@ mod tests {
     use super::*;
     use crate::lab::dhcp::open_leases;
     use crate::plan::tests::plan_of;
+
+    /// What the script says where `ip` prints this and NICs have the MACs below `sys`, and how it ends.
+    fn run_script(node: &NodePlan, ip: &str, sys: &std::path::Path) -> (Option<i32>, String) {
+        // The least limit: the guest has a second.
+        let script = wait_script(node, Duration::from_secs(6)).replace("/sys/class/net", sys.to_str().unwrap());
+        let script = format!("ip() {{ printf '%s' '{ip}'; }}\n{script}");
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    #[test]
+    fn a_guest_says_what_is_missing_or_who_it_is() {
+        let plan = plan_of("simple");
+        let node = &plan.nodes[0];
+        let sys = tempfile::tempdir().unwrap();
+        let mut addresses = String::new();
+        for check in &node.checks {
+            match check {
+                GuestCheck::Nic { interface, mac } => {
+                    std::fs::create_dir(sys.path().join(interface)).unwrap();
+                    std::fs::write(sys.path().join(interface).join("address"), format!("{mac}\n")).unwrap();
+                }
+                GuestCheck::Address { interface, address, prefix } => {
+                    addresses.push_str(&format!("2: {interface}    inet {address}/{prefix} brd scope global\n"));
+                }
+                _ => {}
+            }
+        }
+        let (code, said) = run_script(node, &addresses, sys.path());
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("\naddr eth1 192.168.1.1/24\n") && said.starts_with("hostname "), "{said}");
+        // All is named, though the rest is not looked at before the addresses are there.
+        std::fs::write(sys.path().join("eth1/address"), "52:54:00:00:00:01\n").unwrap();
+        let (code, said) = run_script(node, "", sys.path());
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("missing eth1 up with 192.168.1.1/24\n"), "{said}");
+        assert!(said.contains(&format!("missing eth1 with MAC {}\n", node.nics[0].mac)), "{said}");
+    }
 
     /// The switch drops what a node asks: the wait ends by itself, and says where the question should have arrived.
     #[tokio::test(start_paused = true)]
