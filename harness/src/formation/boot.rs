@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::Utf8Path;
-use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use images::guest::SEED_FAILED_MARK;
 use images::seed::SeedFile;
 use kvm::Vm;
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use crate::exit::Blame;
@@ -123,8 +124,8 @@ pub(super) async fn lay_disks(
     .await
 }
 
-/// Starts all VMs and waits until each answers over SSH. A guest is in `guests`, and its journal followed, from the
-/// moment it answers, whatever becomes of the others; `prepare` is what is done with it at once.
+/// Starts all VMs and waits until each answers over SSH. A guest is in `guests` from the moment it answers, whatever becomes
+/// of the others; `prepare` is what is done with it at once. Its journal is followed, from its boot on, when that is over.
 ///
 /// # Errors
 /// The environment's failure; a host key that is not the seed's is never retried. The failure of a preparation, at once.
@@ -182,11 +183,17 @@ where
         match booted {
             Err(failure) => failures.push(failure),
             Ok((guest, vm)) => {
+                // Whatever becomes of it, the preparation's end drops its half.
+                let (under_way, over) = oneshot::channel::<Infallible>();
                 match cx.record.node(guest.node()) {
-                    Ok(dir) => pump.follow_journal(guest.clone(), dir.join("journal.log")),
+                    Ok(dir) => pump.follow_journal(guest.clone(), dir.join("journal.log"), over.map(drop)),
                     Err(error) => cx.sink.warn(format!("the journal of {} is not kept: {error}", guest.node())),
                 }
-                preparing.push(prepare(guest.clone(), vm));
+                let prepared = prepare(guest.clone(), vm);
+                preparing.push(async move {
+                    let _under_way = under_way;
+                    prepared.await
+                });
                 guests.insert(guest.node().to_owned(), guest);
             }
         }

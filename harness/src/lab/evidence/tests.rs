@@ -105,7 +105,7 @@ async fn measured(bench: &mut Bench, limit: Duration) -> Option<()> {
 async fn a_measurement_asked_for_too_soon_is_put_off_and_the_last_one_is_made_at_once() {
     let mut bench = Bench::new();
     let sshd = Sshd::start();
-    bench.pump.follow_journal(sshd.guest().await, bench.record.path().join("journal.log"));
+    bench.pump.follow_journal(sshd.guest().await, bench.record.path().join("journal.log"), std::future::ready(()));
     // Nothing else brings a measurement about; the last one has to come before the pause is over.
     let (soon, at_last) = (Duration::from_millis(300), clock::PAUSE - Duration::from_millis(500));
     measured(&mut bench, Duration::from_secs(20)).await.expect("the guest's clock is measured as soon as it answers");
