@@ -8,6 +8,7 @@ nothing, and everything it waits for it looks at every 10 ms from outside or is 
 import contextlib
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 LOOK_EVERY_S = 0.01
@@ -113,7 +115,6 @@ class Api:
 
     def __init__(self, port, kubeconfig, folder):
         import base64
-        import re
         self.port = port
         file = Path(folder) / f"admin-{port}.pem"
         text = lambda name: base64.b64decode(re.search(name + r":\s*(\S+)", kubeconfig).group(1))
@@ -196,8 +197,21 @@ class Template:
         self.plan, self.folder = plan, Path(folder)
 
 
+ELECTION = re.compile(r'"ts":"([^"]+)".*"msg":"(serving peer traffic|[0-9a-f]+ is starting a new election)')
+
+
+def election_wait(journal):
+    """Seconds for which a new etcd does nothing but wait until it elects itself. etcd draws them by lot (raft's election
+    timeout, for k3s up to 5 s): whoever starts it has no part in them."""
+    moments = {}
+    for line in journal.splitlines():
+        if found := ELECTION.search(line):
+            moments.setdefault("election" if "election" in found[2] else "serving", datetime.fromisoformat(found[1].replace("Z", "+00:00")))
+    return max(0.0, (moments["election"] - moments["serving"]).total_seconds())
+
+
 def run(template, work):
-    """One cold run. Returns seconds until the last node was Ready, and until everything was gone."""
+    """One cold run. Returns seconds until the last node was Ready, until everything was gone, and etcd's own of them."""
     work = Path(work)
     shutil.rmtree(work, ignore_errors=True)
     began = time.monotonic()
@@ -228,6 +242,9 @@ def run(template, work):
         reach_all(plan, ports, sessions, work, template.folder / "client_key")
         form(plan, sessions, work)
         formed = time.monotonic() - began
+        first = plan["nodes"][0]
+        waited = election_wait(sessions[first["name"]].run(f"journalctl -u {first['k3s_unit']} -o cat --no-pager").decode())
+        ending = time.monotonic()
     finally:
         for session in sessions.values():
             session.close()
@@ -236,7 +253,7 @@ def run(template, work):
         for process in processes:
             process.wait()
         shutil.rmtree(work, ignore_errors=True)
-    return formed, time.monotonic() - began
+    return formed, formed + time.monotonic() - ending, waited
 
 
 def relocated(text, work):
