@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use verdict::{Attribution, Classifier, Confidence, UnitRestarts, Verdict};
+use verdict::{Classifier, Confidence, UnitRestarts, Verdict};
 
 use crate::error::CommandError;
 use crate::event::PhaseOutcome;
@@ -84,8 +84,8 @@ impl RunReport {
         let plan = &ended.plan;
         let failure_expected = plan.expect.outcome == Outcome::Failure;
         let context = context(ended);
-        let mut verdict = ended.classifier.conclude(&context);
-        let blame = judge_blame(ended, &mut verdict);
+        let verdict = ended.classifier.conclude(&context);
+        let blame = judge_blame(ended, &verdict);
         let passed = blame.is_none();
         Self {
             schema_version: SCHEMA_VERSION,
@@ -127,6 +127,7 @@ impl RunReport {
         let context = verdict::Context {
             health: verdict::Health::Failed,
             phase: failure.phase,
+            blame: attribution_of(failure.blame),
             errors: failure.chain.clone(),
             ..verdict::Context::default()
         };
@@ -273,7 +274,7 @@ fn first_line(text: Option<&String>) -> &str {
 }
 
 /// Who is to blame, `None` where the run passed.
-fn judge_blame(ended: &Ended, verdict: &mut Verdict) -> Option<Blame> {
+fn judge_blame(ended: &Ended, verdict: &Verdict) -> Option<Blame> {
     let expected = &ended.plan.expect;
     match &ended.failure {
         Some(failure) if failure.blame == Blame::Interrupted => Some(Blame::Interrupted),
@@ -292,20 +293,13 @@ fn judge_blame(ended: &Ended, verdict: &mut Verdict) -> Option<Blame> {
     }
 }
 
-/// The harness knows its own bugs best; of the rest, a verdict on evidence beats the step's own guess. One that is not
-/// sure may accuse the product and not clear it, and then takes over what the step says: a report has one voice.
-fn blame_for(failure: &Failure, verdict: &mut Verdict) -> Blame {
-    let Some(attribution) = verdict.attribution.filter(|_| failure.blame != Blame::Harness) else {
-        return failure.blame;
-    };
-    if verdict.confidence >= Confidence::Medium || attribution == Attribution::Product {
-        return blame_of(attribution);
+/// The harness knows its own bugs best; of the rest, a verdict on evidence beats the step's own guess.
+fn blame_for(failure: &Failure, verdict: &Verdict) -> Blame {
+    if failure.blame == Blame::Harness {
+        return Blame::Harness;
     }
-    if let Some(step) = attribution_of(failure.blame).filter(|step| *step != attribution) {
-        verdict.attribution = Some(step);
-        verdict.reason.push_str("; too unsure to say who is to blame: that is what the failed step points to");
-    }
-    failure.blame
+    let sure = verdict.confidence >= Confidence::Medium;
+    verdict.attribution.filter(|_| sure).map_or(failure.blame, blame_of)
 }
 
 fn context(ended: &Ended) -> verdict::Context {
@@ -315,6 +309,7 @@ fn context(ended: &Ended) -> verdict::Context {
         health: if failure.is_some() { verdict::Health::Failed } else { verdict::Health::Passed },
         phase: failure.and_then(|failure| failure.phase),
         node: failure.and_then(|failure| failure.node.clone()),
+        blame: failure.and_then(|failure| attribution_of(failure.blame)),
         errors: failure.map_or_else(Vec::new, |failure| failure.chain.clone()),
         host: Some(verdict::HostFacts {
             cores: Some(plan.host.cores),
@@ -326,37 +321,5 @@ fn context(ended: &Ended) -> verdict::Context {
         }),
         vms: ended.host.vms.clone(),
         restarts: ended.restarts.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn verdict_of(attribution: Attribution, confidence: Confidence) -> Verdict {
-        let catalogue = crate::catalogue::shipped().expect("the catalogue is whole");
-        let verdict = Classifier::new(&catalogue).conclude(&verdict::Context::default());
-        Verdict { attribution: Some(attribution), confidence, reason: "because".to_owned(), ..verdict }
-    }
-
-    fn judged(step: Blame, attribution: Attribution, confidence: Confidence) -> (Blame, Option<Attribution>, bool) {
-        let mut verdict = verdict_of(attribution, confidence);
-        let blame = blame_for(&Failure::new(step, "gave up"), &mut verdict);
-        (blame, verdict.attribution, verdict.reason != "because")
-    }
-
-    #[test]
-    fn a_report_blames_one_party() {
-        use Attribution as A;
-        let sure = judged(Blame::Product, A::Environment, Confidence::Medium);
-        assert_eq!(sure, (Blame::Environment, Some(A::Environment), false));
-        let accused = judged(Blame::Environment, A::Product, Confidence::Low);
-        assert_eq!(accused, (Blame::Product, Some(A::Product), false), "a guess accuses the product");
-        let not_cleared = judged(Blame::Product, A::Environment, Confidence::Low);
-        assert_eq!(not_cleared, (Blame::Product, Some(A::Product), true), "a guess does not clear it");
-        let agreed = judged(Blame::Environment, A::Environment, Confidence::Low);
-        assert_eq!(agreed, (Blame::Environment, Some(A::Environment), false));
-        let own = judged(Blame::Harness, A::Environment, Confidence::High);
-        assert_eq!(own, (Blame::Harness, Some(A::Environment), false), "its own bugs it knows best");
     }
 }

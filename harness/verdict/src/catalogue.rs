@@ -108,6 +108,8 @@ pub enum Meaning {
     Recovery,
     /// Says that somebody wanted it: a stop, a shutdown.
     Deliberate,
+    /// Neither good nor bad; for rules that name it.
+    Neutral,
 }
 
 /// A count within a time window.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalogue::Attribution;
 use crate::phase::Phase;
 
 /// Whether the thing under test worked.
@@ -71,6 +72,8 @@ pub struct Context {
     pub phase: Option<Phase>,
     /// The node it failed on.
     pub node: Option<String>,
+    /// Who the step that failed points to, without having looked at the evidence.
+    pub blame: Option<Attribution>,
     /// What the harness says itself, outermost first ("join of server-2 did not finish in 300 s").
     pub errors: Vec<String>,
     /// The host.

@@ -174,6 +174,37 @@ fn the_hosts_figures_decide_who_is_to_blame() {
 }
 
 #[test]
+fn a_guess_neither_accuses_nor_clears_anybody() {
+    let timeouts = |context: Context| {
+        let mut run = Run::new();
+        for second in 0..6 {
+            run.say(second * 5, "server-1", "etcdserver: publish error: etcdserver: request timed out");
+        }
+        let verdict = run.classifier.conclude(&Context { health: Health::Failed, ..context });
+        assert_eq!((id(&verdict), verdict.confidence), (Some("FM-1"), Confidence::Low), "{verdict}");
+        (verdict.attribution, verdict.reason.contains("too unsure to say who is to blame"))
+    };
+    let calm = HostFacts { cpu_pressure_some_avg10: Some(1.0), ..HostFacts::default() };
+    let on_a_calm_host = |blame| timeouts(Context { host: Some(calm.clone()), blame, ..Context::default() });
+    assert_eq!(on_a_calm_host(None), (Some(Attribution::Product), false));
+    assert_eq!(on_a_calm_host(Some(Attribution::Environment)), (Some(Attribution::Environment), true));
+    let step = |blame| timeouts(Context { blame: Some(blame), ..Context::default() });
+    assert_eq!(step(Attribution::Product), (Some(Attribution::Product), true));
+    assert_eq!(step(Attribution::Environment), (Some(Attribution::Environment), false), "they agree");
+
+    let mut run = Run::new();
+    run.say(0, "server-2", NO_ROUTE);
+    let known =
+        |blame| run.classifier.conclude(&Context { health: Health::Failed, blame: Some(blame), ..Context::default() });
+    assert_eq!(
+        known(Attribution::Product).attribution,
+        Some(Attribution::Configuration),
+        "evidence beats a step's guess"
+    );
+    assert_eq!(known(Attribution::Harness).attribution, Some(Attribution::Harness), "but for its own faults");
+}
+
+#[test]
 fn a_run_that_passed_has_no_id_whatever_was_seen() {
     let mut run = Run::new();
     run.say(0, "server-1", LEADER_LOST);

@@ -258,6 +258,18 @@ fn explained(all: &Classifier, context: &Context, candidates: &[Candidate<'_>], 
     {
         reasons.push("it came back afterwards".to_owned());
     }
+    match context.blame.filter(|step| *step != attribution) {
+        Some(Attribution::Harness) => {
+            attribution = Attribution::Harness;
+            reasons.push("but the run ended over a fault of the harness".to_owned());
+        }
+        // A guess neither accuses nor clears anybody.
+        Some(step) if confidence < Confidence::Medium => {
+            attribution = step;
+            reasons.push("too unsure to say who is to blame: that is what the failed step points to".to_owned());
+        }
+        _ => {}
+    }
     let evidence = evidence(all, candidate, firing);
     let node = all.tally.node_name(firing.node).map(str::to_owned).or_else(|| context.node.clone());
     Verdict {
