@@ -202,11 +202,14 @@ ELECTION = re.compile(r'"ts":"([^"]+)".*"msg":"(serving peer traffic|[0-9a-f]+ i
 
 def election_wait(journal):
     """Seconds for which a new etcd does nothing but wait until it elects itself. etcd draws them by lot (raft's election
-    timeout, for k3s up to 5 s): whoever starts it has no part in them."""
+    timeout, for k3s 0.5 to 5 s): whoever starts it has no part in them. What else a guest does meanwhile costs less the longer
+    they are: the comparison is good to some tenths of a second."""
     moments = {}
     for line in journal.splitlines():
         if found := ELECTION.search(line):
             moments.setdefault("election" if "election" in found[2] else "serving", datetime.fromisoformat(found[1].replace("Z", "+00:00")))
+    if len(moments) < 2:
+        raise RuntimeError(f"the journal of the first server does not show etcd's first election, only {list(moments)}")
     return max(0.0, (moments["election"] - moments["serving"]).total_seconds())
 
 

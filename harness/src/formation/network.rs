@@ -216,8 +216,8 @@ fn in_guest(limit: Duration) -> Duration {
 }
 
 /// Waits in the guest until everything is there, with cheap looks at files, and says what is missing otherwise. A round
-/// starts a program or two: each costs an emulated CPU tens of milliseconds. Addresses come last, so that the rest is looked at
-/// when they are there, and once when the time is over.
+/// starts a program or two: each costs an emulated CPU tens of milliseconds. Addresses are what comes
+/// last in a boot: the rest is looked at when they are there, and once when the time is over.
 ///
 /// A leg of a bond without a carrier is not waited for until the deadline: a cable does not come late. Where nothing else
 /// has been missing for an eighth of the time, that is the answer.
@@ -286,13 +286,13 @@ fn wait_script(node: &NodePlan, limit: Duration) -> String {
     let seconds = in_guest(limit).as_secs().max(1);
     let patience = (seconds / 8).max(3);
     format!(
-        "nl='\n'\nread -r up _ </proc/uptime\nend=$((${{up%.*}}+{seconds}))\nsince=\nwhile :; do\nm=\nother=\nover=\n\
+        "nl='\n'\nn=0\nread -r up _ </proc/uptime\nend=$((${{up%.*}}+{seconds}))\nsince=\nwhile :; do\nm=\nother=\nover=\n\
          read -r up _ </proc/uptime\n[ ${{up%.*}} -lt $end ] || over=1\n\
          addresses=$(ip -4 -o addr show up)\n{addresses}\
          if [ -z \"$m\" ] || [ -n \"$over\" ]; then\n{links}{script}fi\n\
          [ -z \"$m\" ] && break\n\
          if [ -z \"$other\" ]; then since=${{since:-${{up%.*}}}}; [ $((${{up%.*}}-since)) -lt {patience} ] || over=1; else since=; fi\n\
-         if [ -n \"$over\" ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nsleep 0.1\ndone\n{note}{WHO}exit 0\n"
+         if [ -n \"$over\" ]; then echo \"$m\" | tr ';' '\\n' | sed -n 's/^./missing &/p'; exit 1; fi\nn=$((n+1)); if [ $n -lt 20 ]; then sleep 0.1; else sleep 0.5; fi\ndone\n{note}{WHO}exit 0\n"
     )
 }
 

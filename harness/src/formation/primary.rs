@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use crate::cluster::{ClusterApi, EtcdPeer, ExpectedNode, NodeState, WatchNote};
+use crate::cluster::{ClusterApi, EtcdError, EtcdPeer, ExpectedNode, NodeState, WatchNote};
 use crate::exit::Blame;
 use crate::failure::Failure;
 use crate::formation::context::{Context, Done};
 use crate::formation::unit;
-use crate::guest::{Forward, Guest};
+use crate::guest::{Forward, Guest, GuestError};
 use crate::lab::evidence::NodeEntry;
 use crate::plan::{NodePlan, Phase};
 use crate::redact::redact;
@@ -20,6 +20,9 @@ use crate::scenario::Role;
 const TOKEN: &str = "/var/lib/rancher/k3s/server/token";
 /// Where k3s leaves the administrator's kubeconfig.
 const KUBECONFIG: &str = "/etc/rancher/k3s/k3s.yaml";
+
+/// Pause before a guest that was away is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The way into a cluster that has been initialised.
 pub(super) struct Cluster<'a> {
@@ -60,9 +63,19 @@ impl<'a> Server<'a> {
         node: &'a NodePlan,
         kubeconfig: &str,
     ) -> Result<Self, Failure> {
-        let etcd = EtcdPeer::load(guest, cx.limit(Duration::from_secs(10)))
-            .await
-            .map_err(|error| Failure::from_error(Blame::Product, "reading the certificates of etcd", &error))?;
+        let etcd = loop {
+            match EtcdPeer::load(guest, cx.limit(Duration::from_secs(10))).await {
+                Ok(etcd) => break etcd,
+                // One hiccup decides nothing while a kubelet gets ready; the phase's deadline ends it.
+                Err(error @ EtcdError::Guest(GuestError::Deadline { .. } | GuestError::ConnectionLost { .. })) => {
+                    tracing::debug!(node = guest.node(), %error, "the certificates of etcd are asked for again");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Err(error) => {
+                    return Err(Failure::from_error(Blame::Product, "reading the certificates of etcd", &error));
+                }
+            }
+        };
         // Its own loopback is what the API's certificate is valid for.
         let forward = Forward::open(guest.clone(), "127.0.0.1", 6443)
             .await

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use russh::client::{Handle, Msg};
-use russh::{Channel, ChannelReadHalf, ChannelWriteHalf};
+use russh::{Channel, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::connect::Pinned;
@@ -48,6 +48,15 @@ impl Connection {
     pub(super) async fn refusal(&self) -> String {
         let told = async { self.refused.lock().await.recv().await };
         tokio::time::timeout(WORDS_WITHIN, told).await.ok().flatten().unwrap_or_default()
+    }
+
+    /// Opens a session channel for the connection's own use. A refusal's words are taken and let go: they are nobody else's.
+    async fn open_session(&self) -> Result<Channel<Msg>, russh::Error> {
+        let opened = self.handle.channel_open_session().await;
+        if matches!(opened, Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed))) {
+            self.refusal().await;
+        }
+        opened
     }
 
     fn reserve(&self) -> std::sync::MutexGuard<'_, Option<Channel<Msg>>> {
@@ -126,7 +135,7 @@ impl Session {
         }
         tokio::spawn(async move {
             // Refused or lost, there is just none: the next command opens its own.
-            if let Ok(channel) = connection.handle.channel_open_session().await {
+            if let Ok(channel) = connection.open_session().await {
                 *connection.reserve() = Some(channel);
             }
             connection.refilling.store(false, Ordering::SeqCst);
@@ -200,7 +209,7 @@ impl Connection {
             if let Some(channel) = self.take_reserve() {
                 break channel;
             }
-            match self.handle.channel_open_session().await {
+            match self.open_session().await {
                 Ok(channel) => break channel,
                 // The caller's time limit bounds it.
                 Err(russh::Error::ChannelOpenFailure(_)) => tokio::time::sleep(REFUSED_PAUSE).await,

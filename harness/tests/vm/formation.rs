@@ -165,14 +165,25 @@ fn bonding_vlans_forms_phase_by_phase() {
             "teardown"
         ]
     );
-    let verify = run.json("verdict.json")["phases"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|p| p["phase"] == "verify")
-        .cloned()
-        .unwrap();
-    let note = verify["note"].as_str().unwrap();
-    assert!(note.contains("2 etcd members"), "{note}");
+    assert_verified(&run, "2 etcd members");
     println!("bonding-vlans took {:.1} s", run.elapsed.as_secs_f64());
+}
+
+#[test]
+fn bonding_vlans_3_forms_one_joiner_after_the_other() {
+    let bench = Bench::new();
+    let run = bench.run("bonding-vlans-3", &[]);
+    assert_passed(&bench, &run, &["server-1", "server-2", "server-3"]);
+    assert_verified(&run, "3 etcd members");
+    let phases = run.json("verdict.json")["phases"].as_array().unwrap().clone();
+    let formed = phases.iter().filter(|p| matches!(p["phase"].as_str(), Some("join" | "settle")));
+    let order = formed.map(|p| format!("{} {}", p["phase"], p["node"]).replace('"', "")).collect::<Vec<_>>();
+    assert_eq!(order, ["join server-2", "settle server-2", "join server-3", "settle server-3"]);
+}
+
+#[track_caller]
+fn assert_verified(run: &Run, what: &str) {
+    let phases = run.json("verdict.json")["phases"].as_array().unwrap().clone();
+    let verify = phases.iter().find(|p| p["phase"] == "verify").unwrap();
+    assert!(verify["note"].as_str().unwrap().contains(what), "{verify}");
 }

@@ -1,6 +1,7 @@
 //! Journals over SSH: into the run folder, to the classifier and to the waits, on the host's clock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use jiff::Timestamp;
@@ -19,9 +20,13 @@ const JOURNAL_MAX_BYTES: u64 = 256 * 1024 * 1024;
 /// Longest message that waits get: they look at an entry's fields.
 const WAITS_MESSAGE_BYTES: usize = 1024;
 
-pub(super) async fn follow(guest: Guest, path: Utf8PathBuf, shared: Arc<Shared>) {
+/// How long a journal may wait for a guest that has something better to do.
+const BUSY_MAX: Duration = Duration::from_secs(1);
+
+pub(super) async fn follow(guest: Guest, path: Utf8PathBuf, busy: impl Future<Output = ()>, shared: Arc<Shared>) {
     let node = guest.node().to_owned();
     let mut file = EvidenceLog::create(&path, "the journal", JOURNAL_MAX_BYTES, &shared.sink);
+    let _ = tokio::time::timeout(BUSY_MAX, busy).await;
     let mut clock = ClockBook::new(guest.clone(), Arc::clone(&shared));
     // Nothing is lost meanwhile: the journal is read from the guest's boot on.
     clock.measure().await;

@@ -46,8 +46,6 @@ const JOURNAL_QUEUE: usize = 4096;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// Largest log of what was seen from the host.
 const SEEN_MAX_BYTES: u64 = 4 * 1024 * 1024;
-/// How long a journal may wait for a guest that has something better to do.
-const BUSY_MAX: Duration = Duration::from_secs(1);
 /// How long the followers may take to read what was written last.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -242,11 +240,7 @@ impl EvidencePump {
     /// Follows the journal of a guest, from its boot on, into `file`, once `busy` has completed, but after a second at the
     /// latest, and its clock was measured: to read what a boot has left costs an emulated CPU most of a second.
     pub fn follow_journal(&mut self, guest: Guest, file: Utf8PathBuf, busy: impl Future<Output = ()> + Send + 'static) {
-        let shared = Arc::clone(&self.shared);
-        self.tasks.spawn(async move {
-            let _ = tokio::time::timeout(BUSY_MAX, busy).await;
-            journal::follow(guest, file, shared).await;
-        });
+        self.tasks.spawn(journal::follow(guest, file, busy, Arc::clone(&self.shared)));
     }
 
     /// Follows a console's file. A line with `seed_failed_mark` is the guest's end.
