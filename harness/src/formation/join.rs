@@ -64,10 +64,9 @@ pub(super) async fn settle(cx: &Context, cluster: &Cluster<'_>, after: &str) -> 
     cx.phase(Phase::Settle, Some(after), waits_for, async {
         let mut good_since: Option<Instant> = None;
         let mut disturbances = 0_u32;
-        let mut tick = tokio::time::interval(LOOK_EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next = Instant::now();
         loop {
-            tick.tick().await;
+            tokio::time::sleep_until(next.into()).await;
             let mut trouble = None;
             for server in &cluster.servers {
                 if let Err(why) = look(cx, server).await {
@@ -75,6 +74,7 @@ pub(super) async fn settle(cx: &Context, cluster: &Cluster<'_>, after: &str) -> 
                     break;
                 }
             }
+            next = Instant::now() + LOOK_EVERY;
             match trouble {
                 None => {
                     let since = *good_since.get_or_insert_with(Instant::now);
@@ -83,6 +83,8 @@ pub(super) async fn settle(cx: &Context, cluster: &Cluster<'_>, after: &str) -> 
                             format!("good on {} for {}", names(&cluster.servers), human_ms(millis(since.elapsed())));
                         return Ok(Done::new((), note).after(disturbances + 1));
                     }
+                    // The last look is at the end of the period, not a second later.
+                    next = next.min(since + period);
                 }
                 Some(why) => {
                     if good_since.take().is_some() || disturbances == 0 {
@@ -124,7 +126,11 @@ pub(super) async fn verify(cx: &Context, cluster: &Cluster<'_>) -> Result<(), Fa
         // The nodes first: however long they take, the servers are good at the end of it.
         let nodes = verify_nodes(cx, cluster).await?;
         join_all(cluster.servers.iter().map(|server| verify_server(cx, server))).await;
-        Ok(Done::new((), format!("{}; {} etcd members", describe(&nodes), cluster.servers.len())))
+        let members = match cluster.servers.len() {
+            1 => "1 etcd member".to_owned(),
+            many => format!("{many} etcd members"),
+        };
+        Ok(Done::new((), format!("{}; {members}", describe(&nodes))))
     })
     .await
 }

@@ -160,7 +160,9 @@ pub(super) fn describe(nodes: &[NodeState]) -> String {
     }
     let one = |node: &NodeState| {
         let roles = node.roles.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        if node.ready {
+        if node.ready && roles.is_empty() {
+            format!("{} Ready", node.name)
+        } else if node.ready {
             format!("{} Ready ({roles})", node.name)
         } else {
             format!("{} NotReady: {}", node.name, node.reason)
