@@ -125,7 +125,8 @@ pub(super) async fn lay_disks(
 }
 
 /// Starts all VMs and waits until each answers over SSH. A guest is in `guests` from the moment it answers, whatever becomes
-/// of the others; `prepare` is what is done with it at once. Its journal is followed, from its boot on, when that is over, or a second later.
+/// of the others; `prepare` is what is done with it at once. Its journal is followed, from its boot on, when that is over, or
+/// a second later.
 ///
 /// # Errors
 /// The environment's failure; a host key that is not the seed's is never retried. The failure of a preparation, at once.

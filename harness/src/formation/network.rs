@@ -224,10 +224,7 @@ fn in_guest(limit: Duration) -> Duration {
 fn wait_script(node: &NodePlan, limit: Duration) -> String {
     let (mut script, mut addresses) = (String::new(), String::new());
     let mut note = String::new();
-    let is_leg = |nic: &str| {
-        let mut bonds = node.checks.iter();
-        bonds.any(|check| matches!(check, GuestCheck::Bond { members, .. } if members.iter().any(|leg| leg == nic)))
-    };
+    let is_leg = |nic: &String| node.bond.as_ref().is_some_and(|bond| bond.members.contains(nic));
     let links = if node.bond.is_some() { "links=$(ip -o link show)\n" } else { "" };
     for check in &node.checks {
         if let GuestCheck::Bond { interface, mode, members } = check {

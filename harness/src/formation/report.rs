@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use verdict::{Classifier, Confidence, UnitRestarts, Verdict};
+use verdict::{Classifier, UnitRestarts, Verdict};
 
 use crate::error::CommandError;
 use crate::event::PhaseOutcome;
@@ -283,7 +283,8 @@ fn judge_blame(ended: &Ended, verdict: &Verdict) -> Option<Blame> {
         None if expected.outcome == Outcome::Failure => Some(Blame::Product),
         None => None,
         Some(failure) => {
-            let blame = blame_for(failure, verdict);
+            // The verdict was told what the step points to, and has weighed it.
+            let blame = verdict.attribution.map_or(failure.blame, blame_of);
             let expected_here = expected.outcome == Outcome::Failure
                 && expected.phase.is_none_or(|phase| failure.phase == Some(phase))
                 // A switch that dies or a starved host is never what a scenario expects.
@@ -291,15 +292,6 @@ fn judge_blame(ended: &Ended, verdict: &Verdict) -> Option<Blame> {
             (!expected_here).then_some(blame)
         }
     }
-}
-
-/// The harness knows its own bugs best; of the rest, a verdict on evidence beats the step's own guess.
-fn blame_for(failure: &Failure, verdict: &Verdict) -> Blame {
-    if failure.blame == Blame::Harness {
-        return Blame::Harness;
-    }
-    let sure = verdict.confidence >= Confidence::Medium;
-    verdict.attribution.filter(|_| sure).map_or(failure.blame, blame_of)
 }
 
 fn context(ended: &Ended) -> verdict::Context {

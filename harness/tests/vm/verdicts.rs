@@ -2,21 +2,8 @@
 
 use crate::lab::Bench;
 
-/// An image that enables k3s at boot with a token baked into it: the race behind FM-2. Only server-2 runs it: restarted in
-/// the first moments of its etcd, server-1 may be left with a datastore that never comes up, which is another failure.
-const BAKED_RECIPE: &str = r#"name: baked
-extends: debian-k3s
-files:
-  - path: /etc/systemd/system/k3s-server.service.d/20-baked.conf
-    content: |
-      [Unit]
-      ConditionHost=|server-2
-      ConditionPathExists=|/etc/default/k3s-server
-      [Service]
-      Environment=K3S_TOKEN=baked-on-%H K3S_ARGS=--cluster-init
-units:
-  enable: [k3s-server.service]
-"#;
+/// An image that enables k3s at boot with a token baked into it.
+const BAKED_RECIPE: &str = include_str!("baked.yaml");
 
 #[test]
 fn an_auto_start_race_is_prevented_by_sanitize_and_is_fm_2_without_it() {
